@@ -38,8 +38,8 @@ help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target what; do \
 		printf '%-16s %s\n' "$$target" "$$what"; done
 
-build: ## build bin/agentstatsd
-	$(GO) build -trimpath -o bin/agentstatsd ./cmd/agentstatsd
+build: ## build bin/agentstatsd, static
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/agentstatsd ./cmd/agentstatsd
 
 demo: build ## run the service with a simulated fleet
 	./bin/agentstatsd demo

@@ -27,6 +27,9 @@ type Replica struct {
 	Heartbeats int64
 	// Load of the replica at its last heartbeat.
 	Load Load
+	// Config is what it has of what all replicas should have alike, as it said with its last
+	// heartbeat; empty: it did not.
+	Config string
 }
 
 // Load is how busy a replica is, and its database as the replica sees it. Each value is

@@ -28,7 +28,7 @@ func (s *Service) Connect(stream connectStream) error {
 	if err != nil {
 		return err
 	}
-	c := newConnection(s, own, grpcserver.CallerFrom(stream.Context()), &s.acks)
+	c := newConnection(s, own, grpcserver.CallerFrom(stream.Context()), false)
 	release, err := s.server.Admit(stream.Context(), c, &own.outbox)
 	if err != nil {
 		return err

@@ -105,12 +105,13 @@ type connection struct {
 
 	phase     phase
 	due       due
-	factor    float64 // of the intervals in the settings that were sent last
-	askedAged bool    // the please-reconnect of an old session was sent
+	opts      *inForce // of the settings that were sent last
+	factor    float64  // of the intervals in them
+	askedAged bool     // the please-reconnect of an old session was sent
+	relayed   bool     // by coderd; it does not change
 
-	acks      ackschedule.Schedule
-	ackDelays *ackschedule.Delays
-	ackTimer  *time.Timer // for acks.At; nil: it is not set
+	acks     ackschedule.Schedule
+	ackTimer *time.Timer // for acks.At; nil: it is not set
 
 	sending bool          // a goroutine sends what is due
 	resend  bool          // something may be due since that goroutine looked
@@ -120,11 +121,19 @@ type connection struct {
 	end        fleet.End   // how the session will end
 }
 
-func newConnection(s *Service, stream agentStream, who grpcserver.Caller, ackDelays *ackschedule.Delays) *connection {
+func newConnection(s *Service, stream agentStream, who grpcserver.Caller, relayed bool) *connection {
 	return &connection{
-		service: s, stream: stream, who: who, end: fleet.EndDisconnect, ackDelays: ackDelays,
+		service: s, stream: stream, who: who, end: fleet.EndDisconnect, opts: s.opts.Load(), relayed: relayed,
 		frame: wire.NewFrame(who.Agent, s.server.Options().MaxAgentMessageBytes),
 	}
+}
+
+// ackDelaysLocked returns the delays of acks.
+func (c *connection) ackDelaysLocked() *ackschedule.Delays {
+	if c.relayed {
+		return &c.opts.relayedAcks
+	}
+	return &c.opts.acks
 }
 
 // advanceLocked moves the connection to a later phase.
@@ -143,29 +152,28 @@ func (c *connection) startSending() {
 	c.mu.Lock()
 	c.advanceLocked(phaseOpen)
 	c.acks.Resume(c.session.Resume())
-	c.factor = c.service.intervalFactor()
-	c.due.settings = c.service.firstSettings(c.session, c.factor)
+	c.opts, c.factor = c.service.opts.Load(), c.service.intervalFactor()
+	c.due.settings = c.firstSettingsLocked()
 	c.mu.Unlock()
 	c.sendDue()
 }
 
-// firstSettings returns those of a session that opens.
-func (s *Service) firstSettings(session *fleet.Session, factor float64) *agentstatsv1.Settings {
-	resume, settings := session.Resume(), s.settings(factor)
+// firstSettingsLocked returns those of a session that opens.
+func (c *connection) firstSettingsLocked() *agentstatsv1.Settings {
+	resume, settings := c.session.Resume(), c.service.settings(&c.opts.Options, c.factor)
 	settings.Resume = &agentstatsv1.Resume{ReceivedSequence: resume.Received, DurableSequence: resume.Durable}
-	settings.Epoch = session.Info().Epoch
+	settings.Epoch = c.session.Info().Epoch
 	return settings
 }
 
 // settings returns those of all sessions, with intervals that are lengthened by factor.
-func (s *Service) settings(factor float64) *agentstatsv1.Settings {
-	opts := &s.opts
+func (s *Service) settings(opts *Options, factor float64) *agentstatsv1.Settings {
 	settings := &agentstatsv1.Settings{
 		ReportInterval: opts.lengthened(opts.ReportInterval, factor),
 		Limits: &agentstatsv1.Limits{
 			MessageBytes:           int64(s.server.Options().MaxAgentMessageBytes),
 			Series:                 int64(opts.Limits.Series),
-			MetadataKeys:           int64(s.Fleet.MaxMetadataKeys()),
+			MetadataKeys:           int64(s.Fleet.Options().MaxMetadataKeys),
 			MetadataKeyBytes:       int64(opts.Limits.MetadataKeyBytes),
 			MetadataReportKeyBytes: int64(opts.Limits.MetadataReportKeyBytes),
 			MetadataValueBytes:     int64(opts.Limits.MetadataValueBytes),
@@ -176,7 +184,7 @@ func (s *Service) settings(factor float64) *agentstatsv1.Settings {
 	if factor > 1 {
 		settings.MetadataInterval = opts.lengthened(min(metadataInterval, opts.ReportInterval), factor)
 	}
-	if age := s.Fleet.SessionAge(); age > 0 {
+	if age := s.Fleet.Options().SessionAge; age > 0 {
 		settings.SessionAge = durationpb.New(age)
 	}
 	return settings
@@ -201,7 +209,7 @@ func (s *Service) intervalFactor() float64 {
 func (c *connection) handled(r ackschedule.Request, refused bool) {
 	now := time.Now()
 	c.mu.Lock()
-	c.acks.Add(r, now, c.ackDelays)
+	c.acks.Add(r, now, c.ackDelaysLocked())
 	atOnce := refused || c.acks.IsDueAtOnce(now)
 	if !atOnce {
 		c.setAckTimerLocked(now)
@@ -277,7 +285,7 @@ func (c *connection) awaitLastAck(sequence int64) {
 	c.mu.Lock()
 	c.advanceLocked(phaseLastAck)
 	c.acks.Await(sequence)
-	c.closeTimer = time.AfterFunc(c.service.opts.GoodbyeTimeout, func() { c.CloseStream(nil) })
+	c.closeTimer = time.AfterFunc(c.service.opts.Load().GoodbyeTimeout, func() { c.CloseStream(nil) })
 	c.mu.Unlock()
 	c.sendDue()
 }

@@ -81,6 +81,32 @@ func TestIntervals(t *testing.T) {
 	})
 }
 
+// Other options reach open sessions likewise.
+func TestReconfigure(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := edgetest.Start(t, edgetest.Settings{})
+		s.Register(1)
+		c := s.Connect(edgetest.Session{Agent: 1})
+		require.Error(t, s.AgentService.Reconfigure(agentapi.Options{ReportInterval: time.Millisecond}))
+		c.SendNext(&pb.ConnectRequest{Stats: &pb.Stats{}, AckNow: true})
+		c.RequireDurable(c.Sequence) // nothing has changed
+		require.NoError(t, s.AgentService.Reconfigure(agentapi.Options{
+			ReportInterval: 40 * time.Second, AckDelay: 2 * time.Second, Limits: agentapi.Limits{Series: 7},
+		}))
+		c.SendNext(&pb.ConnectRequest{Stats: &pb.Stats{}, AckNow: true})
+		settings := c.Next().GetSettings()
+		require.Equal(t, 40*time.Second, settings.GetReportInterval().AsDuration())
+		require.Equal(t, 2*time.Second, settings.GetAckDelay().AsDuration())
+		require.EqualValues(t, 7, settings.GetLimits().GetSeries())
+		c.RequireDurable(c.Sequence)
+		c.Patient = true
+		c.SendNext(&pb.ConnectRequest{Stats: &pb.Stats{}})
+		began := time.Now()
+		c.RequireDurable(c.Sequence)
+		require.Equal(t, 2*time.Second, time.Since(began), "its acks wait so long")
+	})
+}
+
 // Metadata intervals are not longer than report intervals, as these are at a factor of 1.
 func TestIntervalsOfFrequentReports(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {

@@ -40,8 +40,8 @@ type metrics struct {
 // registerLimits registers the limits of relaying.
 func (s *Service) registerLimits(reg prometheus.Registerer) error {
 	return ownmetrics.RegisterLimits(reg,
-		ownmetrics.Fixed("relay_streams", s.opts.MaxRelayStreams, func() float64 { return float64(len(s.relays)) }),
-		ownmetrics.Fixed("relayed_sessions", s.opts.MaxRelayedSessions, ownmetrics.Count(func() int {
+		ownmetrics.Of("relay_streams", s.opts.Load, func(o *inForce) int { return o.MaxRelayStreams }, func() float64 { return float64(len(s.relays)) }),
+		ownmetrics.Of("relayed_sessions", s.opts.Load, func(o *inForce) int { return o.MaxRelayedSessions }, ownmetrics.Count(func() int {
 			most := 0
 			s.relaying.Range(func(key, _ any) bool {
 				if r, ok := key.(*relay); ok {

@@ -203,7 +203,7 @@ func (r *relay) admitted(agentID []byte) (id agent.ID, err error) {
 		return id, grpcserver.Invalid("agent_id", "want %d bytes, got %d", len(id), len(agentID))
 	}
 	id = agent.ID(agentID)
-	if most := r.service.opts.MaxRelayedSessions; r.count() >= most {
+	if most := r.service.opts.Load().MaxRelayedSessions; r.count() >= most {
 		r.service.metrics.relayRefused.WithLabelValues(refusedSessions).Inc()
 		return id, grpcserver.Exhausted(relayRetry, fmt.Sprintf("want at most %d sessions on a stream that relays (%s)", most, flagRelayedSessions))
 	}

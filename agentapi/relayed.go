@@ -69,7 +69,7 @@ func (c *credit) add(requests, bytes int) { c.requests, c.bytes = c.requests+req
 func newRelayedSession(r *relay, index uint32, id agent.ID) *relayedSession {
 	s := &relayedSession{relay: r, index: index}
 	s.ctx, s.cancel = context.WithCancel(r.ctx)
-	s.connection = newConnection(r.service, s, grpcserver.Caller{Agent: id}, &r.service.relayedAcks)
+	s.connection = newConnection(r.service, s, grpcserver.Caller{Agent: id}, true)
 	return s
 }
 

@@ -91,7 +91,7 @@ func (c *connection) takeDueLocked() (r responses) {
 	}
 	r.refusals = refusals
 	now := time.Now()
-	if sends := c.due.close || !r.isEmpty(); sends && progress != c.acks.Acked() || c.acks.IsDue(progress, now, c.ackDelays) {
+	if sends := c.due.close || !r.isEmpty(); sends && progress != c.acks.Acked() || c.acks.IsDue(progress, now, c.ackDelaysLocked()) {
 		r.acks, r.urgent, r.ack = true, c.acks.IsAwaited(), wire.Ack{Received: progress.Received, Durable: progress.Durable}
 		c.acks.Sent(progress)
 		c.stopAckTimerLocked()
@@ -105,15 +105,15 @@ func (c *connection) takeDueLocked() (r responses) {
 	return r
 }
 
-// addSettingsLocked adds the settings to a response if the interval factor has changed.
+// addSettingsLocked adds the settings to a response if they or the interval factor have changed.
 // No response is sent for them alone. So a change reaches agents spread over a report
 // interval.
 func (c *connection) addSettingsLocked(r *responses) {
 	if r.settings != nil || !r.acks && len(r.refusals) == 0 && !r.drain && !r.aged {
 		return
 	}
-	if factor := c.service.intervalFactor(); factor != c.factor {
-		c.factor, r.settings = factor, c.service.settings(factor)
+	if opts, factor := c.service.opts.Load(), c.service.intervalFactor(); opts != c.opts || factor != c.factor {
+		c.opts, c.factor, r.settings = opts, factor, c.service.settings(&opts.Options, factor)
 	}
 }
 

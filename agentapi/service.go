@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -70,15 +71,20 @@ var _ agentstatsv1.AgentServiceServer = (*Service)(nil)
 type Service struct {
 	agentstatsv1.UnsafeAgentServiceServer // without methods: none may be missing
 	Components
-	server *grpcserver.Server
-	opts   Options
+	server   *grpcserver.Server
+	opts     atomic.Pointer[inForce] // Reconfigure replaces them
+	metrics  *metrics
+	log      *slog.Logger
+	relays   grpcserver.Slots // streams that relay
+	relaying sync.Map         // of *relay: these streams
+}
+
+// inForce are options that are in force.
+type inForce struct {
+	Options
 	// acks are the delays of acks, relayedAcks those of relayed agents, which wait once
 	// more.
 	acks, relayedAcks ackschedule.Delays
-	metrics           *metrics
-	log               *slog.Logger
-	relays            grpcserver.Slots // streams that relay
-	relaying          sync.Map         // of *relay: these streams
 }
 
 // New returns a Service that the server serves: it is registered with
@@ -95,12 +101,11 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 	if err != nil {
 		return nil, fmt.Errorf("agentapi: %w", err)
 	}
-	s := &Service{Components: c, server: server, opts: opts, metrics: m, log: log, relays: grpcserver.NewSlots(opts.MaxRelayStreams)}
+	s := &Service{Components: c, server: server, metrics: m, log: log, relays: grpcserver.NewSlots(opts.MaxRelayStreams)}
+	s.use(opts)
 	if err := s.registerLimits(reg); err != nil {
 		return nil, fmt.Errorf("agentapi: %w", err)
 	}
-	s.acks = ackschedule.Delays{Ack: opts.AckDelay, Flush: opts.FlushInterval}
-	s.relayedAcks = ackschedule.Delays{Ack: max(0, opts.AckDelay-relayGather), Flush: opts.FlushInterval}
 	server.OnRefused(s.noteEnd)
 	server.Register(grpcserver.Service{
 		Desc: &agentstatsv1.AgentService_ServiceDesc,
@@ -112,6 +117,28 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 		Ready: func(context.Context) error { return c.Fleet.Ready() },
 	})
 	return s, nil
+}
+
+// use makes opts those in force.
+func (s *Service) use(opts Options) {
+	s.opts.Store(&inForce{
+		Options: opts, acks: ackschedule.Delays{Ack: opts.AckDelay, Flush: opts.FlushInterval},
+		relayedAcks: ackschedule.Delays{Ack: max(0, opts.AckDelay-relayGather), Flush: opts.FlushInterval},
+	})
+}
+
+// Options returns the options in force, with their defaults.
+func (s *Service) Options() Options { return s.opts.Load().Options }
+
+// Reconfigure changes the options but MaxRelayStreams. Agents get their settings with the
+// next response. After an error nothing has changed.
+func (s *Service) Reconfigure(opts Options) error {
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return fmt.Errorf("agentapi options: %w", err)
+	}
+	s.use(opts)
+	return nil
 }
 
 // failure returns the status for the caller of an error of the components.

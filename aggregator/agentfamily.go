@@ -41,7 +41,7 @@ func (in *ingester) declareType(f *family, t agent.SampleType) metrics.Reason {
 	of := as.familyOf(f)
 	switch {
 	case of == nil:
-		if len(as.families) >= in.agg.opts.MaxFamiliesPerAgent {
+		if len(as.families) >= in.agg.opts.Load().MaxFamiliesPerAgent {
 			return reasonAgentFamilies
 		}
 		in.agg.families.retain(f)

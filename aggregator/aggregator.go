@@ -34,11 +34,9 @@ const shardCount = 64
 // Aggregator keeps the series of all agents. Its methods may be called
 // concurrently. Only Run and the two Write methods block for long.
 type Aggregator struct {
-	opts    Options
+	opts    atomic.Pointer[Options] // Reconfigure replaces them
 	keep    identityLabels
 	grouped bool
-	ttl     int64 // nanoseconds, as all times below
-	window  int64
 	now     func() time.Time
 	started time.Time
 	metrics *ownMetrics
@@ -96,17 +94,15 @@ func New(opts Options, reg prometheus.Registerer) (*Aggregator, error) {
 		return nil, fmt.Errorf("aggregator options: %w", err)
 	}
 	a := &Aggregator{
-		opts:    opts,
 		keep:    keep,
 		grouped: keep != allLabels,
-		ttl:     int64(opts.SeriesTTL),
-		window:  int64(max(time.Minute, opts.ReportInterval)),
 		now:     time.Now,
 		started: time.Now(),
 		descs:   newDescs(),
 		named:   make(map[nameKey][]*agentSeries),
 		owners:  make(map[string]*owner),
 	}
+	a.opts.Store(&opts)
 	a.families = newFamilies(a)
 	for i := range a.shards {
 		a.shards[i].agents = make(map[agent.ID]*agentSeries)
@@ -133,6 +129,29 @@ func New(opts Options, reg prometheus.Registerer) (*Aggregator, error) {
 	a.ingesters.New = func() any { return newIngester(a) }
 	return a, nil
 }
+
+// Options returns the options in force, with their defaults.
+func (a *Aggregator) Options() Options { return *a.opts.Load() }
+
+// Reconfigure changes the options, but for GroupBy and Expired. What is above a lowered limit stays.
+// A lowered TTL counts for an agent from its next report on. After an error nothing has
+// changed.
+func (a *Aggregator) Reconfigure(opts Options) error {
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return fmt.Errorf("aggregator options: %w", err)
+	}
+	before := a.opts.Load()
+	opts.GroupBy, opts.Expired = before.GroupBy, before.Expired
+	a.opts.Store(&opts)
+	return nil
+}
+
+// ttl returns Options.SeriesTTL in nanoseconds, as all times here.
+func (a *Aggregator) ttl() int64 { return int64(a.opts.Load().SeriesTTL) }
+
+// window returns the time over which the byte gauges sum.
+func (a *Aggregator) window() int64 { return int64(max(time.Minute, a.opts.Load().ReportInterval)) }
 
 // Run removes series when they expire, until ctx is cancelled. It returns nil.
 func (a *Aggregator) Run(ctx context.Context) error {

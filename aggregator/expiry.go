@@ -7,7 +7,7 @@ import "time"
 func (a *Aggregator) expire(now time.Time) time.Duration {
 	t := a.since(now)
 	a.orphans.removeExpired(t, a)
-	next := t + a.ttl
+	next := t + a.ttl()
 	var due []*agentSeries
 	for i := range a.shards {
 		sh := &a.shards[i]
@@ -27,8 +27,8 @@ func (a *Aggregator) expire(now time.Time) time.Duration {
 	for _, as := range due {
 		at, expired, end := a.dropExpired(as, t)
 		next = min(next, at)
-		if expired > 0 && a.opts.Expired != nil {
-			a.opts.Expired(as.id, expired)
+		if expired > 0 && a.opts.Load().Expired != nil {
+			a.opts.Load().Expired(as.id, expired)
 		}
 		if end {
 			ended = append(ended, as)
@@ -46,14 +46,14 @@ func (a *Aggregator) dropExpired(as *agentSeries, t int64) (next int64, all int,
 	as.mu.Lock()
 	defer as.mu.Unlock()
 	dropped := 0
-	if as.reported+a.ttl <= t {
+	if as.reported+a.ttl() <= t {
 		dropped = a.dropAll(as)
 		all = dropped
 	}
 	kept := as.stale[:0]
 	for i := range as.stale {
 		s := &as.stale[i]
-		if s.seen+a.ttl <= t {
+		if s.seen+a.ttl() <= t {
 			a.drop(as, &s.series)
 			dropped++
 			continue
@@ -64,7 +64,7 @@ func (a *Aggregator) dropExpired(as *agentSeries, t int64) (next int64, all int,
 	as.stale = kept
 	as.removeUnusedFamilies(false)
 	a.metrics.expired.Add(float64(dropped))
-	next = as.expiresAt(a.ttl)
+	next = as.expiresAt(a.ttl())
 	as.deadline.Store(next)
 	return next, all, !as.open && as.empty()
 }

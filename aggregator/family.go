@@ -219,7 +219,7 @@ func (t *families) acquire(name string) (*family, bool) {
 	defer t.mu.Unlock()
 	f := t.byName[name]
 	if f == nil {
-		if len(t.byName)-t.documented >= t.agg.opts.MaxFamilies {
+		if len(t.byName)-t.documented >= t.agg.opts.Load().MaxFamilies {
 			return nil, false
 		}
 		// The name is cut from a key that is longer.

@@ -187,7 +187,7 @@ func (a *Aggregator) removeFromGroup(s *series) {
 	}
 	f.mu.Unlock()
 	if orphaned {
-		for a.orphans.count() > max(1, a.opts.MaxSeries/orphanShare) {
+		for a.orphans.count() > max(1, a.opts.Load().MaxSeries/orphanShare) {
 			a.orphans.evictOldest(a)
 		}
 	}

@@ -47,14 +47,14 @@ func (a *Aggregator) unsetOwner(as *agentSeries) {
 func (a *Aggregator) reserve(as *agentSeries, bytes int64) metrics.Reason {
 	o := as.owner
 	switch {
-	case as.count >= int64(a.opts.MaxSeriesPerAgent):
+	case as.count >= int64(a.opts.Load().MaxSeriesPerAgent):
 		return reasonAgentSeries
-	case as.bytes+bytes > int64(a.opts.MaxSeriesBytesPerAgent):
+	case as.bytes+bytes > int64(a.opts.Load().MaxSeriesBytesPerAgent):
 		return reasonAgentBytes
-	case o.series.Add(1) > int64(a.opts.MaxSeriesPerOwner):
+	case o.series.Add(1) > int64(a.opts.Load().MaxSeriesPerOwner):
 		o.series.Add(-1)
 		return reasonOwnerSeries
-	case o.bytes.Add(bytes) > int64(a.opts.MaxSeriesBytesPerOwner):
+	case o.bytes.Add(bytes) > int64(a.opts.Load().MaxSeriesBytesPerOwner):
 		o.series.Add(-1)
 		o.bytes.Add(-bytes)
 		return reasonOwnerBytes
@@ -73,13 +73,13 @@ func (a *Aggregator) reserve(as *agentSeries, bytes int64) metrics.Reason {
 // reserveShared reserves room of what all agents share. It evicts orphaned groups
 // for it.
 func (a *Aggregator) reserveShared(bytes int64) metrics.Reason {
-	for a.series.Add(1) > int64(a.opts.MaxSeries) {
+	for a.series.Add(1) > int64(a.opts.Load().MaxSeries) {
 		a.series.Add(-1)
 		if !a.orphans.evictOldest(a) {
 			return reasonTooManySeries
 		}
 	}
-	for a.seriesBytes.Add(bytes) > int64(a.opts.MaxSeriesBytes) {
+	for a.seriesBytes.Add(bytes) > int64(a.opts.Load().MaxSeriesBytes) {
 		a.seriesBytes.Add(-bytes)
 		if !a.orphans.evictOldest(a) {
 			a.series.Add(-1)

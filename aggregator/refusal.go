@@ -123,7 +123,7 @@ func (in *ingester) refuseSample(r metrics.Reason, s *agent.Sample, l agent.Labe
 
 // limitMessage says which limit a sample exceeds.
 func (in *ingester) limitMessage(r metrics.Reason, name string) string {
-	o := &in.agg.opts
+	o := in.agg.opts.Load()
 	switch r {
 	case reasonAgentSeries:
 		return fmt.Sprintf("%s would exceed the agent's %d series (--max-series-per-agent)", name, o.MaxSeriesPerAgent)

@@ -146,7 +146,7 @@ func (in *ingester) ingestOlder(as *agentSeries, epoch, now int64, s agent.Stats
 	in.omitted, in.refusals = [omissions]int{}, nil
 	in.ingestBytes(s)
 	as.reported = in.now
-	as.deadline.Store(as.expiresAt(in.agg.ttl))
+	as.deadline.Store(as.expiresAt(in.agg.ttl()))
 	refused := in.refusals
 	in.agent, in.refusals = nil, nil
 	return refused, true
@@ -272,7 +272,7 @@ func (in *ingester) ingestCanonical(s *agent.Sample, v float64) (metrics.Reason,
 			return reason, label
 		}
 		// Before it costs a desc.
-		if in.agent.count >= int64(in.agg.opts.MaxSeriesPerAgent) {
+		if in.agent.count >= int64(in.agg.opts.Load().MaxSeriesPerAgent) {
 			return reasonAgentSeries, agent.Label{}
 		}
 		if d = in.agg.descs.create(in.key, len(in.labels), in.agg.families); d == nil {
@@ -384,7 +384,7 @@ func (in *ingester) finishReport() {
 	as.removeUnusedFamilies(true)
 	in.returnFamilies()
 	as.reported = in.now
-	as.deadline.Store(as.expiresAt(in.agg.ttl))
+	as.deadline.Store(as.expiresAt(in.agg.ttl()))
 	in.agg.metrics.reports.Inc()
 	in.agg.metrics.samples.Add(float64(in.stored))
 	for o, n := range in.omitted {

@@ -73,7 +73,7 @@ func (in *ingester) ingestStats(s agent.Stats) {
 func (in *ingester) ingestBytes(s agent.Stats) {
 	rx, _ := in.checkedField("rx_bytes", s.RxBytes, agent.MaxReportedBytes)
 	tx, _ := in.checkedField("tx_bytes", s.TxBytes, agent.MaxReportedBytes)
-	rxSum, txSum := in.agent.bytesMoved.add(in.now, in.agg.window, int64(rx), int64(tx))
+	rxSum, txSum := in.agent.bytesMoved.add(in.now, in.agg.window(), int64(rx), int64(tx))
 	in.setGauge(gaugeRxBytes, float64(rxSum), true)
 	in.setGauge(gaugeTxBytes, float64(txSum), true)
 }

@@ -27,19 +27,18 @@ type largest struct {
 
 // limits returns the limits of the aggregator.
 func (a *Aggregator) limits() []ownmetrics.Limit {
-	o := &a.opts
 	most := func(of func(largest) int64) func() float64 {
 		return func() float64 { return float64(of(a.largest())) }
 	}
 	return []ownmetrics.Limit{
-		ownmetrics.Fixed("series", o.MaxSeries, func() float64 { return float64(a.series.Load()) }),
-		ownmetrics.Fixed("series_per_agent", o.MaxSeriesPerAgent, most(func(l largest) int64 { return l.agentSeries })),
-		ownmetrics.Fixed("series_per_owner", o.MaxSeriesPerOwner, most(func(l largest) int64 { return l.ownerSeries })),
-		ownmetrics.Fixed("series_bytes", o.MaxSeriesBytes, func() float64 { return float64(a.seriesBytes.Load()) }),
-		ownmetrics.Fixed("series_bytes_per_agent", o.MaxSeriesBytesPerAgent, most(func(l largest) int64 { return l.agentBytes })),
-		ownmetrics.Fixed("series_bytes_per_owner", o.MaxSeriesBytesPerOwner, most(func(l largest) int64 { return l.ownerBytes })),
-		ownmetrics.Fixed("families", o.MaxFamilies, ownmetrics.Count(a.families.countUndocumented)),
-		ownmetrics.Fixed("families_per_agent", o.MaxFamiliesPerAgent, most(func(l largest) int64 { return l.agentFamilies })),
+		ownmetrics.Of("series", a.opts.Load, func(o *Options) int { return o.MaxSeries }, func() float64 { return float64(a.series.Load()) }),
+		ownmetrics.Of("series_per_agent", a.opts.Load, func(o *Options) int { return o.MaxSeriesPerAgent }, most(func(l largest) int64 { return l.agentSeries })),
+		ownmetrics.Of("series_per_owner", a.opts.Load, func(o *Options) int { return o.MaxSeriesPerOwner }, most(func(l largest) int64 { return l.ownerSeries })),
+		ownmetrics.Of("series_bytes", a.opts.Load, func(o *Options) int { return o.MaxSeriesBytes }, func() float64 { return float64(a.seriesBytes.Load()) }),
+		ownmetrics.Of("series_bytes_per_agent", a.opts.Load, func(o *Options) int { return o.MaxSeriesBytesPerAgent }, most(func(l largest) int64 { return l.agentBytes })),
+		ownmetrics.Of("series_bytes_per_owner", a.opts.Load, func(o *Options) int { return o.MaxSeriesBytesPerOwner }, most(func(l largest) int64 { return l.ownerBytes })),
+		ownmetrics.Of("families", a.opts.Load, func(o *Options) int { return o.MaxFamilies }, ownmetrics.Count(a.families.countUndocumented)),
+		ownmetrics.Of("families_per_agent", a.opts.Load, func(o *Options) int { return o.MaxFamiliesPerAgent }, most(func(l largest) int64 { return l.agentFamilies })),
 	}
 }
 

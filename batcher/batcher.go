@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -37,7 +38,7 @@ type Publisher interface {
 type Batcher struct {
 	store     Store
 	publisher Publisher
-	opts      Options
+	opts      atomic.Pointer[Options] // Reconfigure replaces them
 	log       *slog.Logger
 	outage    *outage.Log // of flushes
 	// publishing is the outage of notifications.
@@ -79,15 +80,15 @@ func New(store Store, pub Publisher, opts Options, reg prometheus.Registerer, lo
 	b := &Batcher{
 		store:      store,
 		publisher:  pub,
-		opts:       opts,
 		log:        log,
 		outage:     outage.New(log, "metadata is not written, trying again", "metadata is written again"),
 		publishing: outage.New(log, "changes of metadata are not published: watchers read them later", "changes of metadata are published again"),
 		wake:       make(chan struct{}, 1),
 		retries:    backoff.Backoff{Min: minRetry, Max: maxRetry, Random: opts.Random},
 		kept:       sync.Pool{New: func() any { return new([]agent.MetadataEntry) }},
-		pending:    newPending(shares{opts.MaxPending, opts.MaxPendingPerAgent, opts.MaxPendingPerOwner}),
+		pending:    newPending(opts.shares()),
 	}
+	b.opts.Store(&opts)
 	var err error
 	if b.metrics, err = newMetrics(reg); err != nil {
 		return nil, fmt.Errorf("batcher: %w", err)
@@ -96,6 +97,24 @@ func New(store Store, pub Publisher, opts Options, reg prometheus.Registerer, lo
 		return nil, fmt.Errorf("batcher: %w", err)
 	}
 	return b, nil
+}
+
+// Options returns the options in force, with their defaults.
+func (b *Batcher) Options() Options { return *b.opts.Load() }
+
+// Reconfigure changes the options, but for Random. Of an interval the time that runs goes
+// on. What is pending stays, also above a lowered limit. After an error nothing has
+// changed.
+func (b *Batcher) Reconfigure(opts Options) error {
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return fmt.Errorf("batcher options: %w", err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.opts.Store(&opts)
+	b.pending.limits = opts.shares()
+	return nil
 }
 
 // Add takes in a report, received at now, and returns what it refused of it. It
@@ -112,7 +131,7 @@ func (b *Batcher) Add(now time.Time, r agent.MetadataReport) []agent.Refusal {
 
 	b.mu.Lock()
 	b.pending.add(now, &r, *kept, &refused, &resolved)
-	full := b.pending.queue.n >= b.opts.BatchSize
+	full := b.pending.queue.n >= b.opts.Load().BatchSize
 	b.mu.Unlock()
 
 	clear(*kept)
@@ -194,7 +213,7 @@ func (b *Batcher) count(f func(*pending) int) func() float64 {
 
 // upsert writes rows and returns what Store.UpsertMetadata does.
 func (b *Batcher) upsert(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, newer []agent.StoredEpoch, err error) {
-	ctx, cancel := context.WithTimeout(ctx, b.opts.FlushTimeout)
+	ctx, cancel := context.WithTimeout(ctx, b.opts.Load().FlushTimeout)
 	defer cancel()
 	return b.store.UpsertMetadata(ctx, rows)
 }

@@ -36,7 +36,7 @@ func TestOptions(t *testing.T) {
 	require.Equal(t, Options{
 		BatchSize: 500, FlushInterval: 5 * time.Second, MaxPending: 500_000, MaxPendingPerAgent: 1000, MaxPendingPerOwner: 125_000,
 		FlushTimeout: 10 * time.Second, PublishTimeout: 5 * time.Second, ShutdownTimeout: 15 * time.Second,
-	}, newBatcher(t, &fakeStore{}, Options{}).opts)
+	}, newBatcher(t, &fakeStore{}, Options{}).Options())
 
 	reg := prometheus.NewRegistry()
 	_, err := New(&fakeStore{}, &fakePublisher{}, Options{}, reg, quiet)

@@ -262,7 +262,7 @@ func requireLaw(t require.TestingT, b *Batcher) {
 		require.Equal(t, owners, p.owners)
 	}
 	require.LessOrEqual(t, writing, p.writing, "entries of removed agents are written too")
-	require.LessOrEqual(t, p.len(), p.limits.all+b.opts.BatchSize)
+	require.LessOrEqual(t, p.len(), p.limits.all+b.opts.Load().BatchSize)
 }
 
 // counts returns the ledger and how many entries are pending.

@@ -24,11 +24,11 @@ func (b *Batcher) Run(ctx context.Context) error {
 	// A flush under way when ctx is cancelled goes on.
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var expiry sync.WaitGroup
-	expiry.Go(func() { stopLater(ctx, work, stop, b.opts.ShutdownTimeout) })
+	expiry.Go(func() { stopLater(ctx, work, stop, b.opts.Load().ShutdownTimeout) })
 	defer expiry.Wait()
 	defer stop()
 
-	timer := time.NewTimer(b.opts.FlushInterval)
+	timer := time.NewTimer(b.opts.Load().FlushInterval)
 	defer timer.Stop()
 	failures := 0
 	for {
@@ -57,7 +57,7 @@ func (b *Batcher) Run(ctx context.Context) error {
 		case scheduled:
 			b.outage.Works(ctx)
 			failures = 0
-			timer.Reset(b.opts.FlushInterval)
+			timer.Reset(b.opts.Load().FlushInterval)
 		}
 	}
 }
@@ -80,8 +80,8 @@ func stopLater(ctx, work context.Context, stop func(), after time.Duration) {
 
 // flushFull flushes as long as a batch is full.
 func (b *Batcher) flushFull(ctx, work context.Context) error {
-	for b.ready() >= b.opts.BatchSize && ctx.Err() == nil {
-		if _, err := b.flushReady(work, flushCapacity, b.opts.BatchSize); err != nil {
+	for b.ready() >= b.opts.Load().BatchSize && ctx.Err() == nil {
+		if _, err := b.flushReady(work, flushCapacity, b.opts.Load().BatchSize); err != nil {
 			return err
 		}
 	}
@@ -92,7 +92,7 @@ func (b *Batcher) flushFull(ctx, work context.Context) error {
 // oldest go first. Then it flushes some of those in quarantine.
 func (b *Batcher) flushWaiting(ctx, work context.Context) error {
 	for left := b.ready(); left > 0 && ctx.Err() == nil; {
-		n, err := b.flushReady(work, flushScheduled, min(left, b.opts.BatchSize))
+		n, err := b.flushReady(work, flushScheduled, min(left, b.opts.Load().BatchSize))
 		if err != nil {
 			return err
 		}
@@ -112,7 +112,7 @@ func (b *Batcher) flushWaiting(ctx, work context.Context) error {
 func (b *Batcher) drain(ctx context.Context) {
 	failures := 0
 	for {
-		n, err := b.flushReady(ctx, flushShutdown, b.opts.BatchSize)
+		n, err := b.flushReady(ctx, flushShutdown, b.opts.Load().BatchSize)
 		if n == 0 && err == nil {
 			err = b.flushQuarantine(ctx, flushShutdown, math.MaxInt)
 		}
@@ -241,7 +241,7 @@ func (b *Batcher) publish(ctx context.Context) {
 	}
 	slices.SortFunc(b.batch.changed, func(a, b agent.ID) int { return bytes.Compare(a[:], b[:]) })
 	agents := slices.Compact(b.batch.changed)
-	ctx, cancel := context.WithTimeout(ctx, b.opts.PublishTimeout)
+	ctx, cancel := context.WithTimeout(ctx, b.opts.Load().PublishTimeout)
 	defer cancel()
 	if err := b.publisher.PublishMetadata(ctx, agents); err != nil {
 		b.metrics.publishErrors.Inc()

@@ -100,9 +100,9 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 // registerGauges registers what is pending now, and its limits.
 func (b *Batcher) registerGauges(reg prometheus.Registerer) error {
 	err := ownmetrics.RegisterLimits(reg,
-		ownmetrics.Fixed("metadata_pending", b.opts.MaxPending, b.count((*pending).len)),
-		ownmetrics.Fixed("metadata_pending_per_agent", b.opts.MaxPendingPerAgent, b.count((*pending).mostOfAgent)),
-		ownmetrics.Fixed("metadata_pending_per_owner", b.opts.MaxPendingPerOwner, b.count((*pending).mostOfOwner)),
+		ownmetrics.Of("metadata_pending", b.opts.Load, func(o *Options) int { return o.MaxPending }, b.count((*pending).len)),
+		ownmetrics.Of("metadata_pending_per_agent", b.opts.Load, func(o *Options) int { return o.MaxPendingPerAgent }, b.count((*pending).mostOfAgent)),
+		ownmetrics.Of("metadata_pending_per_owner", b.opts.Load, func(o *Options) int { return o.MaxPendingPerOwner }, b.count((*pending).mostOfOwner)),
 	)
 	if err != nil {
 		return err

@@ -45,6 +45,11 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
+// shares returns the bounds of what is pending.
+func (o Options) shares() shares {
+	return shares{o.MaxPending, o.MaxPendingPerAgent, o.MaxPendingPerOwner}
+}
+
 func (o Options) validate() error {
 	switch {
 	case o.BatchSize < 1 || o.BatchSize > 10_000:

@@ -113,7 +113,7 @@ func (b *Batcher) flushQuarantine(work context.Context, reason string, calls int
 			return nil
 		}
 		q.served = b.passes
-		for rows := min(quarantineRows, b.opts.BatchSize); b.calls < calls; rows = min(2*rows, b.opts.BatchSize) {
+		for rows := min(quarantineRows, b.opts.Load().BatchSize); b.calls < calls; rows = min(2*rows, b.opts.Load().BatchSize) {
 			done, err := b.flush(work, reason, &q.queue, rows, b.writeRows)
 			refusedRows += done.rejected
 			first = cmp.Or(first, done.refused)

@@ -130,7 +130,7 @@ func TestShares(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	b, err := New(store, &fakePublisher{}, Options{BatchSize: 10, MaxPending: 40, MaxPendingPerAgent: 6}, reg, quiet)
 	require.NoError(t, err)
-	require.Equal(t, 10, b.opts.MaxPendingPerOwner, "a quarter")
+	require.Equal(t, 10, b.opts.Load().MaxPendingPerOwner, "a quarter")
 	owned := func(a byte, owner agent.ID, sequence int64, entries ...string) []agent.Refusal {
 		r := report(id(a), 1, sequence, nil, entries...)
 		r.Owner = owner

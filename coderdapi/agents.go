@@ -71,7 +71,7 @@ func (s *Service) WatchAgents(req *agentstatsv1.WatchAgentsRequest, stream grpc.
 	defer s.Fleet.Watch(w.dirty.markDirty)()
 	w.dirty.markDirty(nil)
 
-	reread := time.NewTicker(s.opts.WatchInterval)
+	reread := time.NewTicker(s.opts.Load().WatchInterval)
 	defer reread.Stop()
 	for synced := false; ; synced = true {
 		select {
@@ -120,7 +120,7 @@ type agentsWatch struct {
 func newAgentsWatch(f *fleet.Fleet, ids []agent.ID, budget *watchBytes) *agentsWatch {
 	limit := len(ids)
 	if limit == 0 {
-		limit = max(agentsPage, int(dirtyAgents*float64(f.MaxAgents())))
+		limit = max(agentsPage, int(dirtyAgents*float64(f.Options().MaxAgents)))
 	}
 	return &agentsWatch{
 		fleet:  f,

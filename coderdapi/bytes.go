@@ -32,16 +32,22 @@ const (
 type byteBudget struct {
 	kind    string // for people
 	flag    string // that sets it
-	limit   int
 	refused prometheus.Counter
 
 	mu sync.Mutex
 	// Guarded by mu.
-	used int
+	limit, used int
 }
 
 func newByteBudget(kind, flag string, limit int, m *metrics) *byteBudget {
 	return &byteBudget{kind: kind, flag: flag, limit: limit, refused: m.bytesRefused.WithLabelValues(kind)}
+}
+
+// setLimit changes the limit. What is reserved stays.
+func (b *byteBudget) setLimit(limit int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.limit = limit
 }
 
 // acquire reserves n bytes. The error is the status of a message for which there is
@@ -75,8 +81,8 @@ func (b *byteBudget) inUse() int {
 
 // shareBytes makes the budgets that methods share.
 func (s *Service) shareBytes() {
-	registrations := newByteBudget(bytesRegistrations, flagSyncBytes, s.opts.MaxSyncBytes, s.metrics)
-	pushes := newByteBudget(bytesPushes, flagPushesBytes, s.opts.MaxPushesBytes, s.metrics)
+	registrations := newByteBudget(bytesRegistrations, flagSyncBytes, s.opts.Load().MaxSyncBytes, s.metrics)
+	pushes := newByteBudget(bytesPushes, flagPushesBytes, s.opts.Load().MaxPushesBytes, s.metrics)
 	s.byteBudgets = map[string]*byteBudget{
 		agentstatsv1.CoderdService_RegisterAgents_FullMethodName: registrations,
 		agentstatsv1.CoderdService_SyncAgents_FullMethodName:     registrations,

@@ -81,11 +81,11 @@ func (s *Service) SyncAgents(stream grpc.ClientStreamingServer[agentstatsv1.Sync
 	defer s.server.EndStream()
 	if !s.syncs.TryAcquire() {
 		s.metrics.refused.WithLabelValues(refusedSync).Inc()
-		return grpcserver.Exhausted(time.Second, fmt.Sprintf("want at most %d syncs at once (%s)", s.opts.MaxSyncs, flagSyncs))
+		return grpcserver.Exhausted(time.Second, fmt.Sprintf("want at most %d syncs at once (%s)", s.opts.Load().MaxSyncs, flagSyncs))
 	}
 	defer s.syncs.Release()
-	ctx, cancel := context.WithTimeoutCause(stream.Context(), s.opts.SyncTimeout,
-		status.Errorf(codes.DeadlineExceeded, "complete: want it within %v (%s)", s.opts.SyncTimeout, flagSyncTimeout))
+	ctx, cancel := context.WithTimeoutCause(stream.Context(), s.opts.Load().SyncTimeout,
+		status.Errorf(codes.DeadlineExceeded, "complete: want it within %v (%s)", s.opts.Load().SyncTimeout, flagSyncTimeout))
 	defer cancel()
 	sync, err := s.Fleet.BeginSync()
 	if err != nil {
@@ -116,7 +116,7 @@ func (s *Service) collectSync(ctx context.Context, parts <-chan received[*agents
 	var agents [][]agent.Registration
 	var workspaces [][]agent.Workspace
 	var nAgents, nWorkspaces, nKept, nUndecoded int
-	limit := s.Fleet.MaxAgents()
+	limit := s.Fleet.Options().MaxAgents
 	for {
 		var part received[*agentstatsv1.SyncAgentsRequest]
 		select {
@@ -182,7 +182,7 @@ func (s *Service) GetMetadata(ctx context.Context, req *agentstatsv1.GetMetadata
 	}
 	// The values, which take at most twice as much in memory as encoded, and the
 	// response; an agent's values fit a read.
-	reserved, err := s.watchBytes.acquire(ctx, min(3*limit, len(ids)*s.opts.MaxWatchBytes/2), s.server.Options().HelloTimeout/2)
+	reserved, err := s.watchBytes.acquire(ctx, min(3*limit, len(ids)*s.opts.Load().MaxWatchBytes/2), s.server.Options().HelloTimeout/2)
 	if err != nil {
 		return nil, err
 	}

@@ -53,15 +53,15 @@ func (s *Service) registerGauges(reg prometheus.Registerer) error {
 	registrations := s.byteBudgets[agentstatsv1.CoderdService_RegisterAgents_FullMethodName]
 	pushes := s.byteBudgets[agentstatsv1.CoderdService_PushMetrics_FullMethodName]
 	err := ownmetrics.RegisterLimits(reg,
-		ownmetrics.Fixed("watches", s.opts.MaxWatches, func() float64 { return float64(len(s.watches)) }),
-		ownmetrics.Fixed("watch_bytes", s.opts.MaxWatchBytes, nil),
-		ownmetrics.Fixed("watches_bytes", s.opts.MaxWatchesBytes, ownmetrics.Count(s.watchBytes.inUse)),
-		ownmetrics.Fixed("syncs", s.opts.MaxSyncs, func() float64 { return float64(len(s.syncs)) }),
-		ownmetrics.Fixed("sync_bytes", s.opts.MaxSyncBytes, ownmetrics.Count(registrations.inUse)),
-		ownmetrics.Fixed("push_bytes", s.opts.MaxPushBytes, nil),
-		ownmetrics.Fixed("pushes_bytes", s.opts.MaxPushesBytes, ownmetrics.Count(pushes.inUse)),
-		ownmetrics.Fixed("registration_bytes", s.opts.MaxRegistrationBytes, nil),
-		ownmetrics.Fixed("metadata_declared_keys", s.opts.MaxDeclaredKeys, nil),
+		ownmetrics.Of("watches", s.opts.Load, func(o *Options) int { return o.MaxWatches }, func() float64 { return float64(len(s.watches)) }),
+		ownmetrics.Of("watch_bytes", s.opts.Load, func(o *Options) int { return o.MaxWatchBytes }, nil),
+		ownmetrics.Of("watches_bytes", s.opts.Load, func(o *Options) int { return o.MaxWatchesBytes }, ownmetrics.Count(s.watchBytes.inUse)),
+		ownmetrics.Of("syncs", s.opts.Load, func(o *Options) int { return o.MaxSyncs }, func() float64 { return float64(len(s.syncs)) }),
+		ownmetrics.Of("sync_bytes", s.opts.Load, func(o *Options) int { return o.MaxSyncBytes }, ownmetrics.Count(registrations.inUse)),
+		ownmetrics.Of("push_bytes", s.opts.Load, func(o *Options) int { return o.MaxPushBytes }, nil),
+		ownmetrics.Of("pushes_bytes", s.opts.Load, func(o *Options) int { return o.MaxPushesBytes }, ownmetrics.Count(pushes.inUse)),
+		ownmetrics.Of("registration_bytes", s.opts.Load, func(o *Options) int { return o.MaxRegistrationBytes }, nil),
+		ownmetrics.Of("metadata_declared_keys", s.opts.Load, func(o *Options) int { return o.MaxDeclaredKeys }, nil),
 	)
 	if err != nil {
 		return err

@@ -47,7 +47,7 @@ func (s *Service) PushMetrics(stream grpc.BidiStreamingServer[agentstatsv1.PushM
 	}
 	if !s.pushes.TryAcquire() {
 		s.metrics.refused.WithLabelValues(refusedPush).Inc()
-		return grpcserver.Exhausted(time.Second, fmt.Sprintf("want at most %d pushes at once (%s)", s.opts.MaxPushes, flagInstances))
+		return grpcserver.Exhausted(time.Second, fmt.Sprintf("want at most %d pushes at once (%s)", s.opts.Load().MaxPushes, flagInstances))
 	}
 	defer s.pushes.Release()
 	s.metrics.pushes.Inc()
@@ -178,11 +178,11 @@ func (p *push) addFamilies(families [][]byte) error {
 		}
 		p.decoded += n
 	}
-	if limit := expandedPush * p.service.opts.MaxPushBytes; p.decoded > limit {
+	if limit := expandedPush * p.service.opts.Load().MaxPushBytes; p.decoded > limit {
 		p.service.metrics.oversizedPushes.Inc()
 		return status.Errorf(codes.ResourceExhausted, "families: want at most %d bytes in memory once decoded (%d times %s), got %d so far: they have too many elements", limit, expandedPush, flagPushBytes, p.decoded)
 	}
-	if limit := p.service.opts.MaxPushBytes; p.size > limit {
+	if limit := p.service.opts.Load().MaxPushBytes; p.size > limit {
 		p.service.metrics.oversizedPushes.Inc()
 		return status.Errorf(codes.ResourceExhausted, "families: want at most %d bytes in a snapshot (%s), with %d for each family, got %d so far", limit, flagPushBytes, pushFamilyBytes, p.size)
 	}

@@ -129,10 +129,10 @@ func (s *Service) answerRegistrations(ctx context.Context, total int, refused []
 }
 
 func (s *Service) boundedRegistrationOf(pb *agentstatsv1.AgentRegistration, now time.Time) (agent.Registration, *problem) {
-	if n, limit := proto.Size(pb), s.opts.MaxRegistrationBytes; n > limit {
+	if n, limit := proto.Size(pb), s.opts.Load().MaxRegistrationBytes; n > limit {
 		return agent.Registration{}, problemf("", "want at most %d bytes (%s), got %d", limit, flagRegistrationBytes, n)
 	}
-	return registrationOf(pb, s.opts.MaxDeclaredKeys, now)
+	return registrationOf(pb, s.opts.Load().MaxDeclaredKeys, now)
 }
 
 func registrationOf(pb *agentstatsv1.AgentRegistration, maxDeclaredKeys int, now time.Time) (agent.Registration, *problem) {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -65,7 +66,7 @@ type Service struct {
 	agentstatsv1.UnsafeCoderdServiceServer // without methods: none may be missing
 	Components
 	server  *grpcserver.Server
-	opts    Options
+	opts    atomic.Pointer[Options] // Reconfigure replaces them
 	metrics *metrics
 	log     *slog.Logger
 	// Limits of what may be under way at once.
@@ -102,7 +103,6 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 	s := &Service{
 		Components: c,
 		server:     server,
-		opts:       opts,
 		metrics:    m,
 		log:        log,
 
@@ -116,15 +116,20 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 		decoders:      make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 		instances:     newPushInstances(),
 	}
+	s.opts.Store(&opts)
 	s.shareBytes()
 	if err := s.registerGauges(reg); err != nil {
 		return nil, fmt.Errorf("coderdapi: %w", err)
 	}
 	server.Register(grpcserver.Service{
-		Desc:         &agentstatsv1.CoderdService_ServiceDesc,
-		Impl:         s,
-		Role:         grpcserver.RoleCoderd,
-		ForPushers:   []string{agentstatsv1.CoderdService_PushMetrics_FullMethodName},
+		Desc:       &agentstatsv1.CoderdService_ServiceDesc,
+		Impl:       s,
+		Role:       grpcserver.RoleCoderd,
+		ForPushers: []string{agentstatsv1.CoderdService_PushMetrics_FullMethodName},
+		ForOperators: []string{
+			agentstatsv1.CoderdService_ListAgents_FullMethodName, agentstatsv1.CoderdService_WatchAgents_FullMethodName,
+			agentstatsv1.CoderdService_GetMetadata_FullMethodName, agentstatsv1.CoderdService_WatchMetadata_FullMethodName,
+		},
 		MessageBytes: messageBytes,
 		Intercept:    s.boundStream,
 		Ready:        s.ready,
@@ -132,12 +137,33 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 	return s, nil
 }
 
+// Options returns the options in force, with their defaults.
+func (s *Service) Options() Options { return *s.opts.Load() }
+
+// Reconfigure changes MaxPushBytes, MaxPushesBytes, MaxRegistrationBytes, MaxSyncBytes,
+// MaxDeclaredKeys and SyncTimeout, and WatchInterval for new watches. The other options
+// are those of New. What is under way goes on. After an error nothing has changed.
+func (s *Service) Reconfigure(to Options) error {
+	opts := s.Options()
+	opts.MaxPushBytes, opts.MaxPushesBytes = to.MaxPushBytes, to.MaxPushesBytes
+	opts.MaxRegistrationBytes, opts.MaxSyncBytes, opts.MaxDeclaredKeys = to.MaxRegistrationBytes, to.MaxSyncBytes, to.MaxDeclaredKeys
+	opts.SyncTimeout, opts.WatchInterval = to.SyncTimeout, to.WatchInterval
+	opts = opts.withDefaults()
+	if err := opts.validate(s.server.Options().MaxMessageBytes); err != nil {
+		return fmt.Errorf("coderdapi options: %w", err)
+	}
+	s.opts.Store(&opts)
+	s.byteBudgets[agentstatsv1.CoderdService_SyncAgents_FullMethodName].setLimit(opts.MaxSyncBytes)
+	s.byteBudgets[agentstatsv1.CoderdService_PushMetrics_FullMethodName].setLimit(opts.MaxPushesBytes)
+	return nil
+}
+
 // ready returns why coderd cannot be served now.
 func (s *Service) ready(ctx context.Context) error {
-	if err := s.Fleet.Ready(); err != nil || s.opts.StoreReady == nil {
+	if err := s.Fleet.Ready(); err != nil || s.opts.Load().StoreReady == nil {
 		return err
 	}
-	return s.opts.StoreReady(ctx)
+	return s.opts.Load().StoreReady(ctx)
 }
 
 // failure returns the status for coderd of an error of the components. An internal

@@ -40,7 +40,7 @@ func (s *Service) WatchMetadata(req *agentstatsv1.WatchMetadataRequest, stream g
 		return err
 	}
 	defer stop()
-	w := newWatch(ids, s.opts.MaxWatchBytes/2, s.watchBytes.sent)
+	w := newWatch(ids, s.opts.Load().MaxWatchBytes/2, s.watchBytes.sent)
 	defer w.close()
 	if err := w.grow(0); err != nil {
 		return err
@@ -61,7 +61,7 @@ func (s *Service) startWatch(kind string) (stop func(), err error) {
 	if !s.watches.TryAcquire() {
 		s.server.EndStream()
 		s.metrics.refused.WithLabelValues(refusedWatch).Inc()
-		return nil, grpcserver.Exhausted(time.Second, fmt.Sprintf("want at most %d watches at once (%s)", s.opts.MaxWatches, grpcserver.FlagWatches))
+		return nil, grpcserver.Exhausted(time.Second, fmt.Sprintf("want at most %d watches at once (%s)", s.opts.Load().MaxWatches, grpcserver.FlagWatches))
 	}
 	s.metrics.watches.WithLabelValues(kind).Inc()
 	return func() {
@@ -81,7 +81,7 @@ func (s *Service) watch(stream grpc.ServerStreamingServer[agentstatsv1.WatchMeta
 	if err := stream.Send(&agentstatsv1.WatchMetadataResponse{Synced: true}); err != nil {
 		return err
 	}
-	reread := time.NewTicker(s.opts.WatchInterval)
+	reread := time.NewTicker(s.opts.Load().WatchInterval)
 	defer reread.Stop()
 	retry := time.NewTimer(0)
 	defer retry.Stop()
@@ -141,13 +141,13 @@ func (s *Service) sendMetadata(ctx context.Context, stream grpc.ServerStreamingS
 // true if not all did fit.
 func (s *Service) sendSome(ctx context.Context, stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse], w *watch, ids []agent.ID) (read int, cut bool, err error) {
 	// All reads before this one in the queue may be slow.
-	reserved, err := s.watchBytes.acquire(ctx, s.opts.MaxWatchBytes/2, 2*s.server.Options().SendTimeout)
+	reserved, err := s.watchBytes.acquire(ctx, s.opts.Load().MaxWatchBytes/2, 2*s.server.Options().SendTimeout)
 	if err != nil {
 		return 0, false, err
 	}
 	defer reserved.release()
 	slices.SortFunc(ids, func(a, b agent.ID) int { return bytes.Compare(a[:], b[:]) })
-	rows, left, err := s.Reader.MetadataWithin(ctx, ids, s.opts.MaxWatchBytes/4)
+	rows, left, err := s.Reader.MetadataWithin(ctx, ids, s.opts.Load().MaxWatchBytes/4)
 	if err != nil {
 		s.metrics.watchErrors.Inc()
 		return 0, false, grpcserver.ErrDatabaseDown

@@ -86,7 +86,7 @@ func (f *Fleet) writeBuilds(ctx context.Context) error {
 	if len(builds) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, f.opts.WriteTimeout)
+	ctx, cancel := context.WithTimeout(ctx, f.opts.Load().WriteTimeout)
 	defer cancel()
 	now := time.Now()
 	fresh, err := f.store.ObserveBuilds(ctx, slices.Collect(maps.Keys(builds)), now)

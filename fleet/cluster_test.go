@@ -229,7 +229,7 @@ func labelOf(line, name string) string {
 func TestLookupsAreBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		_, r := startReplicas(t, 2)
-		most := r[0].opts.MaxLookups
+		most := r[0].opts.Load().MaxLookups
 		require.Equal(t, 256, most)
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 		require.NoError(t, err)

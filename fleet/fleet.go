@@ -27,7 +27,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/fleet/internal/budget"
 	"github.com/coder/agentstatsd/fleet/internal/observations"
 	"github.com/coder/agentstatsd/fleet/internal/unstored"
 	"github.com/coder/agentstatsd/fleet/internal/watchers"
@@ -138,8 +137,7 @@ type Fleet struct {
 	store         Store
 	series        Series
 	pending       Pending
-	opts          Options
-	limits        budget.Limits // of each agent
+	opts          atomic.Pointer[Options] // Reconfigure replaces them
 	metrics       *metrics
 	log           *slog.Logger
 	writes, loads *outage.Log // of the database
@@ -188,23 +186,36 @@ const (
 
 // New returns a Fleet without agents. Load or Run reads them.
 func New(store Store, series Series, pending Pending, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Fleet, error) {
-	opts = opts.withDefaults()
-	if err := opts.validate(); err != nil {
-		return nil, fmt.Errorf("fleet options: %w", err)
-	}
-	m, err := newMetrics(reg)
-	if err != nil {
-		return nil, fmt.Errorf("fleet: %w", err)
-	}
 	f := &Fleet{
-		store: store, series: series, pending: pending, opts: opts, limits: opts.limits(), metrics: m, log: log,
+		store: store, series: series, pending: pending, log: log,
 		writes:    outage.New(log, "states of agents are not written, trying again", "states of agents are written again"),
 		loads:     outage.New(log, "the registrations are not loaded, trying again", "the registrations are loaded"),
 		changeSem: make(chan struct{}, 1), registry: newRegistry(),
-		queue:   writequeue.New[*entry, finishedBuild](),
-		retries: backoff.Backoff{Min: minBackoff, Max: maxBackoff, Random: opts.Random},
+		queue: writequeue.New[*entry, finishedBuild](),
+	}
+	err := f.Reconfigure(opts)
+	if err != nil {
+		return nil, err
+	}
+	f.retries = backoff.Backoff{Min: minBackoff, Max: maxBackoff, Random: f.opts.Load().Random}
+	if f.metrics, err = newMetrics(reg); err != nil {
+		return nil, fmt.Errorf("fleet: %w", err)
 	}
 	return f, f.registerLimits(reg)
+}
+
+// Options returns the options in force, with their defaults.
+func (f *Fleet) Options() Options { return *f.opts.Load() }
+
+// Reconfigure changes the options but MaxLookups and Random, which only New takes. What is
+// above a lowered limit stays. After an error nothing has changed.
+func (f *Fleet) Reconfigure(opts Options) error {
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return fmt.Errorf("fleet options: %w", err)
+	}
+	f.opts.Store(&opts)
+	return nil
 }
 
 // Run loads the registrations unless Load did. It writes states and sessions behind,
@@ -245,7 +256,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 			return nil
 		case <-f.queue.Wake():
 			if !armed {
-				timer.Reset(f.opts.WriteInterval)
+				timer.Reset(f.opts.Load().WriteInterval)
 				armed = true
 			}
 		case <-timer.C:
@@ -285,15 +296,6 @@ func (f *Fleet) loadWithRetries(ctx context.Context) bool {
 		}
 	}
 }
-
-// SessionAge returns Options.SessionAge.
-func (f *Fleet) SessionAge() time.Duration { return f.opts.SessionAge }
-
-// MaxAgents returns Options.MaxAgents with its default.
-func (f *Fleet) MaxAgents() int { return f.opts.MaxAgents }
-
-// MaxMetadataKeys returns Options.MaxMetadataKeys with its default.
-func (f *Fleet) MaxMetadataKeys() int { return f.opts.MaxMetadataKeys }
 
 // Ready returns nil when the registrations are loaded, else ErrUnavailable.
 func (f *Fleet) Ready() error {

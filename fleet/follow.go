@@ -28,7 +28,7 @@ func (f *Fleet) catchUp(ctx context.Context) error {
 		defer func() { <-f.peers.lookups }()
 	default:
 		f.metrics.lookupsRefused.Inc()
-		return fmt.Errorf("want at most %d lookups at once of callers that are not known here (--max-lookups)", f.opts.MaxLookups)
+		return fmt.Errorf("want at most %d lookups at once of callers that are not known here (--max-lookups)", f.opts.Load().MaxLookups)
 	}
 	ctx, cancel := context.WithTimeout(ctx, catchUpTimeout)
 	defer cancel()
@@ -44,7 +44,7 @@ func (f *Fleet) catchUp(ctx context.Context) error {
 // runFollower makes a pass after each notification, for each waiting caller, and every
 // FollowInterval, until ctx is cancelled.
 func (f *Fleet) runFollower(ctx context.Context) {
-	ticker := time.NewTicker(f.opts.FollowInterval)
+	ticker := time.NewTicker(f.opts.Load().FollowInterval)
 	defer ticker.Stop()
 	pause := time.NewTimer(0)
 	defer pause.Stop()

@@ -12,8 +12,8 @@ import (
 const fewSeries = 5
 
 // limits returns the limits of each agent's budget.
-func (o *Options) limits() budget.Limits {
-	return budget.Limits{
+func (o *Options) limits() *budget.Limits {
+	return &budget.Limits{
 		MessagesPerSecond: o.MessagesPerSecond, MessagesBurst: o.MessagesBurst,
 		BytesPerSecond: o.BytesPerSecond, BytesBurst: o.BytesBurst,
 		RefusedPerSecond: o.RefusedPerSecond, RefusedBurst: o.RefusedBurst,
@@ -30,13 +30,13 @@ func (f *Fleet) Admit(id agent.ID) (retry time.Duration) {
 	now := time.Now()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if retry := cmp.Or(e.budget.PenaltyLeft(now), e.budget.Delay(now, &f.limits)); retry > 0 {
+	if retry := cmp.Or(e.budget.PenaltyLeft(now), e.budget.Delay(now, f.opts.Load().limits())); retry > 0 {
 		f.metrics.sessionsRefused.Inc()
 		return retry
 	}
 	// An agent that keeps reconnecting is penalized like one that keeps sending. A
 	// delay applies to the first message of the session.
-	_, retry, reason := e.budget.Charge(now, &f.limits, budget.SessionMessages, 0)
+	_, retry, reason := e.budget.Charge(now, f.opts.Load().limits(), budget.SessionMessages, 0)
 	f.countLimited(0, retry, reason)
 	return retry
 }
@@ -51,7 +51,7 @@ func (f *Fleet) RetryAfter(id agent.ID) time.Duration {
 	now := time.Now()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return max(e.budget.PenaltyLeft(now), e.budget.Delay(now, &f.limits))
+	return max(e.budget.PenaltyLeft(now), e.budget.Delay(now, f.opts.Load().limits()))
 }
 
 // Charge charges the agent for a message of so many bytes, before it is handled. It
@@ -66,7 +66,7 @@ func (s *Session) Charge(bytes int) (wait, retry time.Duration, refused bool) {
 	if retry := e.budget.PenaltyLeft(now); retry > 0 {
 		return 0, retry, true // counted when the penalty began
 	}
-	wait, retry, reason := e.budget.Charge(now, &f.limits, 1, bytes)
+	wait, retry, reason := e.budget.Charge(now, f.opts.Load().limits(), 1, bytes)
 	f.countLimited(wait, retry, reason)
 	return wait, retry, false
 }
@@ -89,7 +89,7 @@ func (f *Fleet) Excess(id agent.ID) string {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.budget.Excess(time.Now(), &f.limits)
+	return e.budget.Excess(time.Now(), f.opts.Load().limits())
 }
 
 // ChargeRefused charges the agent for refused items of a message of so many bytes. It
@@ -110,7 +110,7 @@ func (f *Fleet) ChargeRefused(id agent.ID, items, bytes int) time.Duration {
 func (f *Fleet) chargeRefusedTo(e *entry, items, bytes int) time.Duration {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	retry := e.budget.ChargeRefused(time.Now(), &f.limits, items, bytes)
+	retry := e.budget.ChargeRefused(time.Now(), f.opts.Load().limits(), items, bytes)
 	f.countLimited(0, retry, budget.ReasonRefused)
 	return retry
 }

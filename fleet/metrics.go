@@ -28,10 +28,10 @@ type metrics struct {
 // registerLimits registers the limits of the registrations and of lookups.
 func (f *Fleet) registerLimits(reg prometheus.Registerer) error {
 	return ownmetrics.RegisterLimits(reg,
-		ownmetrics.Fixed("agents", f.opts.MaxAgents, ownmetrics.Value(f.metrics.agents)),
-		ownmetrics.Fixed("registrations_bytes", f.opts.MaxBytes, ownmetrics.Value(f.metrics.bytes)),
-		ownmetrics.Fixed("metadata_keys", f.opts.MaxMetadataKeys, nil),
-		ownmetrics.Fixed("lookups", f.opts.MaxLookups, func() float64 {
+		ownmetrics.Of("agents", f.opts.Load, func(o *Options) int { return o.MaxAgents }, ownmetrics.Value(f.metrics.agents)),
+		ownmetrics.Of("registrations_bytes", f.opts.Load, func(o *Options) int64 { return o.MaxBytes }, ownmetrics.Value(f.metrics.bytes)),
+		ownmetrics.Of("metadata_keys", f.opts.Load, func(o *Options) int { return o.MaxMetadataKeys }, nil),
+		ownmetrics.Of("lookups", f.opts.Load, func(o *Options) int { return o.MaxLookups }, func() float64 {
 			if f.peers == nil {
 				return 0
 			}

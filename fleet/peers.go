@@ -53,7 +53,7 @@ func (f *Fleet) Join(r Replicas, p PubSub) {
 	f.peers = &peers{
 		replicas: r, pubsub: p, metrics: f.metrics, log: f.log,
 		following:   outage.New(f.log, "the other replicas cannot be followed, trying again", "the other replicas are followed again"),
-		lookups:     make(chan struct{}, f.opts.MaxLookups),
+		lookups:     make(chan struct{}, f.opts.Load().MaxLookups),
 		followWake:  make(chan struct{}, 1),
 		sessions:    make(map[*entry]struct{}),
 		suspects:    make(map[*entry]struct{}),
@@ -187,7 +187,7 @@ func (p *peers) queueStates() {
 func (f *Fleet) runPublisher(ctx context.Context) {
 	p := f.peers
 	// The interval bounds the requests of a replica that keeps missing notifications.
-	ticker := time.NewTicker(f.opts.FollowInterval)
+	ticker := time.NewTicker(f.opts.Load().FollowInterval)
 	defer ticker.Stop()
 	// After ctx was cancelled the rest is published once.
 	for ctx.Err() == nil {

@@ -96,7 +96,7 @@ func (f *Fleet) publishUpLocked(w *workspace) {
 	}
 	var series []agent.Series
 	if w.up.labels != nil && f.publishes(connected > 0, w.up.remote > 0) {
-		series = families.Up(w.up.labels, connected, f.opts.UpTemplateVersion)
+		series = families.Up(w.up.labels, connected, f.opts.Load().UpTemplateVersion)
 	}
 	f.setState(w.up.key, series)
 }

@@ -56,7 +56,7 @@ func (f *Fleet) Register(ctx context.Context, set Set) (Registered, error) {
 		if err != nil {
 			return nil, err
 		}
-		p, err := planRegistrations(r, left, nil, &f.opts)
+		p, err := planRegistrations(r, left, nil, f.opts.Load())
 		if err == nil {
 			p.stale = append(p.stale, gone...)
 		}
@@ -110,7 +110,7 @@ func (s *Sync) Apply(ctx context.Context, set Set, force bool) (Synced, error) {
 		if err != nil {
 			return nil, err
 		}
-		return planRegistrations(r, left, &scope{s.revision, set.ReadAt, force}, &s.fleet.opts)
+		return planRegistrations(r, left, &scope{s.revision, set.ReadAt, force}, s.fleet.opts.Load())
 	})
 	if err != nil {
 		return Synced{}, err
@@ -149,7 +149,7 @@ func (f *Fleet) apply(ctx context.Context, decide func(*registry) (*plan, error)
 	if err := f.Ready(); err != nil {
 		return nil, err
 	}
-	conflicts := backoff.Backoff{Min: minDecideWait, Max: maxDecideWait, Random: f.opts.Random}
+	conflicts := backoff.Backoff{Min: minDecideWait, Max: maxDecideWait, Random: f.opts.Load().Random}
 	for n := 1; ; n++ {
 		p, err := f.applyOnce(ctx, decide)
 		if !errors.Is(err, agent.ErrOutdated) || n == maxDecisions {

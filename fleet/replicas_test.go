@@ -132,7 +132,7 @@ func TestStrangersWaitTogether(t *testing.T) {
 		r[0].store.mu.Unlock()
 		var strangers sync.WaitGroup
 		began := time.Now()
-		for range r[0].opts.MaxLookups {
+		for range r[0].opts.Load().MaxLookups {
 			strangers.Go(func() {
 				_, err := r[0].Authenticate(t.Context(), token(99))
 				require.ErrorIs(t, err, ErrUnknownToken)

@@ -84,7 +84,7 @@ func (r Request) AdmitMetadata(entries []agent.MetadataEntry) ([]agent.MetadataE
 		refused int
 	)
 	declared := r.entry.reg.Load().MetadataKeys
-	limit := r.fleet.opts.MaxMetadataKeys
+	limit := r.fleet.opts.Load().MaxMetadataKeys
 	if len(declared) > 0 {
 		kept, names, refused = agent.FilterEntries(entries, func(key string) bool {
 			_, found := slices.BinarySearch(declared, key)

@@ -47,7 +47,7 @@ func (f *Fleet) scanLocked(e *entry, now time.Time) {
 	if s := e.sessions.live; s != nil && !s.ageAt.IsZero() && !now.Before(s.ageAt) {
 		switch {
 		case s.closeAt.IsZero():
-			s.closeAt = now.Add(f.opts.SessionGrace)
+			s.closeAt = now.Add(f.opts.Load().SessionGrace)
 			s.aged.Store(true)
 			s.stream.Wake()
 		case !now.Before(s.closeAt):
@@ -57,7 +57,7 @@ func (f *Fleet) scanLocked(e *entry, now time.Time) {
 	}
 	for i := 0; i < len(e.sessions.instances); {
 		detachedAt := e.sessions.instances[i].detachedAt
-		if detachedAt.IsZero() || now.Sub(detachedAt) < f.opts.InstanceRetention {
+		if detachedAt.IsZero() || now.Sub(detachedAt) < f.opts.Load().InstanceRetention {
 			i++
 			continue
 		}

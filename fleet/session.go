@@ -135,8 +135,8 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 		},
 		done: make(chan struct{}),
 	}
-	if age := f.opts.SessionAge; age > 0 {
-		s.ageAt = now.Add(age - age/10 + time.Duration(f.opts.Random()*float64(age/5)))
+	if age := f.opts.Load().SessionAge; age > 0 {
+		s.ageAt = now.Add(age - age/10 + time.Duration(f.opts.Load().Random()*float64(age/5)))
 	}
 	e.sessions.live = s
 	i.detachedAt = time.Time{}
@@ -158,7 +158,7 @@ const maxEpochAhead = time.Hour
 // It queues the record for publication and for the database.
 func (f *Fleet) assignEpochLocked(e *entry, hello *Hello) agent.Order {
 	sent := hello.Epoch
-	now := f.opts.Now()
+	now := f.opts.Load().Now()
 	last := max(e.sessions.newest.Epoch, e.sessions.storedEpoch)
 	previous := e.sessions.newest.Epoch
 	if sent != 0 && sent < now.Add(maxEpochAhead).UnixNano() {

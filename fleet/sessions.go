@@ -232,7 +232,7 @@ func (f *Fleet) saveSessions(ctx context.Context, entries []*entry) error {
 	if len(records) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, f.opts.WriteTimeout)
+	ctx, cancel := context.WithTimeout(ctx, f.opts.Load().WriteTimeout)
 	defer cancel()
 	replaced, err := f.store.SaveSessions(ctx, records)
 	if err != nil {

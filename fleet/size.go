@@ -96,12 +96,12 @@ func (f *Fleet) checkReadSizes(agents int) {
 	f.mu.RUnlock()
 	reason, limit, value := "", int64(0), int64(0)
 	switch {
-	case s.agents > f.opts.MaxAgents:
-		reason, limit, value = refusedMaxAgents, int64(f.opts.MaxAgents), int64(s.agents)
-	case s.workspaces > f.opts.MaxAgents:
-		reason, limit, value = refusedMaxAgents, int64(f.opts.MaxAgents), int64(s.workspaces)
-	case s.bytes > f.opts.MaxBytes:
-		reason, limit, value = refusedMaxBytes, f.opts.MaxBytes, s.bytes
+	case s.agents > f.opts.Load().MaxAgents:
+		reason, limit, value = refusedMaxAgents, int64(f.opts.Load().MaxAgents), int64(s.agents)
+	case s.workspaces > f.opts.Load().MaxAgents:
+		reason, limit, value = refusedMaxAgents, int64(f.opts.Load().MaxAgents), int64(s.workspaces)
+	case s.bytes > f.opts.Load().MaxBytes:
+		reason, limit, value = refusedMaxBytes, f.opts.Load().MaxBytes, s.bytes
 	}
 	if reason != "" {
 		f.metrics.beyondLimit.WithLabelValues(reason).Add(float64(agents))

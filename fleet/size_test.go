@@ -78,7 +78,7 @@ func TestRegistrationBytes(t *testing.T) {
 	require.Equal(t, []string{fmt.Sprint(float64(bytesOf(&p.registry)))}, metric(t, p, "agentstatsd_registrations_bytes"))
 
 	// With a lower limit what is there stays, and may shrink.
-	p.opts.MaxBytes = 10_000
+	require.NoError(t, p.Reconfigure(Options{MaxBytes: 10_000}))
 	_, err = p.Register(t.Context(), Set{Agents: []agent.Registration{large(2, 19_000)}})
 	require.NoError(t, err)
 	_, err = p.Register(t.Context(), Set{Agents: []agent.Registration{large(2, 20_000)}})

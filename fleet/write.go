@@ -14,7 +14,7 @@ import (
 const writeBatch = 1000
 
 func (f *Fleet) writeFinally(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.opts.WriteTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.opts.Load().WriteTimeout)
 	defer cancel()
 	if err := f.write(ctx); err != nil {
 		f.log.Error("the last states of agents are not written", "error", err, "agents", f.queue.StateCount())
@@ -85,7 +85,7 @@ func (f *Fleet) saveStates(ctx context.Context, batch []stateWrite) error {
 	for i, w := range batch {
 		states[i] = w.state
 	}
-	saveCtx, cancel := context.WithTimeout(ctx, f.opts.WriteTimeout)
+	saveCtx, cancel := context.WithTimeout(ctx, f.opts.Load().WriteTimeout)
 	newer, err := f.store.SaveStates(saveCtx, states)
 	cancel()
 	switch {

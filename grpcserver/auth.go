@@ -2,8 +2,6 @@ package grpcserver
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -31,12 +29,14 @@ const maxTokenBytes = 1024
 
 // Caller is who calls a method.
 type Caller struct {
-	// Agent that the call is of; zero for coderd, and for those who push.
+	// Agent that the call is of; zero for the holders of other tokens.
 	Agent agent.ID
 	// Token of the agent; empty for them.
 	Token string
-	// IsPusher: it has the token of those who may only push.
+	// IsPusher: it has a token of those who may only push.
 	IsPusher bool
+	// IsOperator: it has a token of those who may only read.
+	IsOperator bool
 }
 
 type callerKey struct{}
@@ -62,17 +62,16 @@ type Agents interface {
 
 // authenticator finds out who calls, and whether they may.
 type authenticator struct {
-	agents        Agents
-	tokenHash     [32]byte // of coderd
-	pushTokenHash [32]byte
-	clientSAN     string
-	metrics       *metrics
-	log           *slog.Logger
-	logged        logLimit
+	agents    Agents
+	tokens    tokens
+	clientSAN string
+	metrics   *metrics
+	log       *slog.Logger
+	logged    logLimit
 	// roleOf returns the role of a method; 0: it has none.
 	roleOf func(fullMethod string) Role
-	// isForPushers reports whether those who may only push may call a method.
-	isForPushers func(fullMethod string) bool
+	// isFor reports whether those of a role that is not the method's may call it.
+	isFor func(role Role, fullMethod string) bool
 	// authenticated is called for each call that has a credential. For calls of agents
 	// that are refused for a while turnedAway is called instead.
 	authenticated func(ctx context.Context, who Caller)
@@ -80,9 +79,16 @@ type authenticator struct {
 }
 
 func (a *authenticator) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	ctx, err := a.admit(stream.Context(), info.FullMethod)
+	ctx, token, err := a.admit(stream.Context(), info.FullMethod)
 	if err != nil {
 		return err
+	}
+	if token != (Token{}) {
+		end, ok := a.tokens.begin(ctx, token)
+		if !ok {
+			return errTokenRemoved.Err()
+		}
+		defer end()
 	}
 	return handler(srv, &streamWithContext{ServerStream: stream, ctx: ctx})
 }
@@ -104,26 +110,27 @@ type authError struct {
 
 func (e *authError) Error() string { return e.text }
 
-// admit returns the context of the handler, or the status for the peer.
-func (a *authenticator) admit(ctx context.Context, fullMethod string) (context.Context, error) {
+// admit returns the context of the handler and the token that let it in, zero for those of
+// agents, or the status for the peer.
+func (a *authenticator) admit(ctx context.Context, fullMethod string) (context.Context, Token, error) {
 	if isOpen(serviceOf(fullMethod)) {
-		return ctx, nil
+		return ctx, Token{}, nil
 	}
-	c, err := a.authenticate(ctx, fullMethod)
+	c, token, err := a.authenticate(ctx, fullMethod)
 	if err == nil {
 		if c.Token != "" && a.agents.RetryAfter(c.Agent) > 0 {
 			a.turnedAway(ctx)
 		} else {
 			a.authenticated(ctx, c)
 		}
-		return context.WithValue(ctx, callerKey{}, c), nil
+		return context.WithValue(ctx, callerKey{}, c), token, nil
 	}
 	a.metrics.authFailures.WithLabelValues(err.reason).Inc()
 	host := peerHost(ctx)
 	if suppressed, ok := a.logged.allow(host, time.Now()); ok {
 		a.log.Warn("a gRPC call was not let in", "peer", host, "method", fullMethod, "reason", err.reason, "suppressed", suppressed)
 	}
-	return nil, status.Error(err.code, err.text)
+	return nil, Token{}, status.Error(err.code, err.text)
 }
 
 // isOpen reports whether the service needs no credential: health and reflection.
@@ -136,37 +143,44 @@ func isOpen(service string) bool {
 	return false
 }
 
-func (a *authenticator) authenticate(ctx context.Context, fullMethod string) (Caller, *authError) {
-	token, err := bearerToken(ctx)
+func (a *authenticator) authenticate(ctx context.Context, fullMethod string) (Caller, Token, *authError) {
+	text, err := bearerToken(ctx)
 	if err != nil {
-		return Caller{}, err
+		return Caller{}, Token{}, err
 	}
 	forCoderd := a.roleOf(fullMethod) != RoleAgent
-	if isToken(token, a.pushTokenHash) {
-		if a.isForPushers(fullMethod) {
-			return Caller{IsPusher: true}, nil
-		}
-		return Caller{}, &authError{authForbidden, codes.PermissionDenied, "this method is not for a token that may only push (--push-token-file)"}
+	token, role := a.tokens.now.Load().find(text)
+	if role != 0 {
+		a.metrics.tokenCalls.WithLabelValues(role.String(), token.Name).Inc()
 	}
-	if a.isCoderd(ctx, token) {
+	switch {
+	case role == rolePusher || role == roleOperator:
+		if a.isFor(role, fullMethod) {
+			return Caller{IsPusher: role == rolePusher, IsOperator: role == roleOperator}, token, nil
+		}
+		may := "push (--push-token-file)"
+		if role == roleOperator {
+			may = "read (--operator-token-file)"
+		}
+		return Caller{}, Token{}, &authError{authForbidden, codes.PermissionDenied, "this method is not for a token that may only " + may}
+	case role == RoleCoderd || text == "" && a.hasNameOfCoderd(ctx):
 		if forCoderd {
-			return Caller{}, nil
+			return Caller{}, token, nil
 		}
-		return Caller{}, &authError{authForbidden, codes.PermissionDenied, "this method is for agents, not for coderd, which relays for them by RelayAgents"}
+		return Caller{}, Token{}, &authError{authForbidden, codes.PermissionDenied, "this method is for agents, not for coderd, which relays for them by RelayAgents"}
+	case text == "":
+		return Caller{}, Token{}, &authError{authMissing, codes.Unauthenticated, "missing credentials: want the request metadata authorization with a bearer token"}
 	}
-	if token == "" {
-		return Caller{}, &authError{authMissing, codes.Unauthenticated, "missing credentials: want the request metadata authorization with a bearer token"}
-	}
-	id, lookupErr := a.agents.Authenticate(ctx, token)
+	id, lookupErr := a.agents.Authenticate(ctx, text)
 	switch {
 	case errors.Is(lookupErr, agent.ErrUnknownToken):
-		return Caller{}, &authError{authUnknown, codes.Unauthenticated, "unknown token"}
+		return Caller{}, Token{}, &authError{authUnknown, codes.Unauthenticated, "unknown token"}
 	case lookupErr != nil:
-		return Caller{}, &authError{authUnavailable, codes.Unavailable, "the token cannot be checked now"}
+		return Caller{}, Token{}, &authError{authUnavailable, codes.Unavailable, "the token cannot be checked now"}
 	case forCoderd:
-		return Caller{}, &authError{authForbidden, codes.PermissionDenied, "this method is for coderd, not for agents"}
+		return Caller{}, Token{}, &authError{authForbidden, codes.PermissionDenied, "this method is for coderd, not for agents"}
 	}
-	return Caller{Agent: id, Token: token}, nil
+	return Caller{Agent: id, Token: text}, Token{}, nil
 }
 
 // bearerToken returns the token of the call; empty: there is none.
@@ -190,12 +204,8 @@ func bearerToken(ctx context.Context) (string, *authError) {
 	return "", &authError{authMalformed, codes.Unauthenticated, "authorization: " + problem}
 }
 
-// isCoderd reports whether the peer has coderd's credential: its token, or without
-// any token a client certificate with its name.
-func (a *authenticator) isCoderd(ctx context.Context, token string) bool {
-	if token != "" {
-		return isToken(token, a.tokenHash)
-	}
+// hasNameOfCoderd reports whether the peer has a client certificate with coderd's name.
+func (a *authenticator) hasNameOfCoderd(ctx context.Context) bool {
 	if a.clientSAN == "" {
 		return false
 	}
@@ -209,12 +219,6 @@ func (a *authenticator) isCoderd(ctx context.Context, token string) bool {
 	}
 	leaf := info.State.VerifiedChains[0][0]
 	return slices.ContainsFunc(leaf.DNSNames, func(name string) bool { return strings.EqualFold(name, a.clientSAN) })
-}
-
-// isToken reports whether a token has the hash, in constant time. No token's is zero.
-func isToken(token string, hash [32]byte) bool {
-	got := sha256.Sum256([]byte(token))
-	return subtle.ConstantTimeCompare(got[:], hash[:]) == 1
 }
 
 func peerHost(ctx context.Context) string {

@@ -118,6 +118,7 @@ func TestMethodsAreForOneCredential(t *testing.T) {
 		agents = iota
 		coderd
 		pushers
+		readers
 	)
 	credentials := []struct {
 		name  string
@@ -128,7 +129,8 @@ func TestMethodsAreForOneCredential(t *testing.T) {
 		{"nothing", "", nil, codes.Unauthenticated},
 		{"an unknown token", "x", nil, codes.Unauthenticated},
 		{"an agent's", edgetest.Token(1), []int{agents}, codes.PermissionDenied},
-		{"coderd's", edgetest.CoderdToken, []int{coderd, pushers}, codes.PermissionDenied},
+		{"coderd's", edgetest.CoderdToken, []int{coderd, pushers, readers}, codes.PermissionDenied},
+		{"the operator's", edgetest.OperatorToken, []int{readers}, codes.PermissionDenied},
 		{"the one to push", edgetest.PushToken, []int{pushers}, codes.PermissionDenied},
 		{"the start of the one to push", edgetest.PushToken[:10], nil, codes.Unauthenticated},
 	}
@@ -150,6 +152,9 @@ func TestMethodsAreForOneCredential(t *testing.T) {
 				who = agents
 			case pb.CoderdService_PushMetrics_FullMethodName:
 				who = pushers
+			case pb.CoderdService_ListAgents_FullMethodName, pb.CoderdService_WatchAgents_FullMethodName,
+				pb.CoderdService_GetMetadata_FullMethodName, pb.CoderdService_WatchMetadata_FullMethodName:
+				who = readers
 			}
 			for _, c := range credentials {
 				ctx, cancel := context.WithCancel(t.Context())

@@ -68,19 +68,19 @@ func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 		}
 		defer s.agentStreams.release(id)
 		if !s.unread.admit(id) {
-			return s.refuseCall(id, Exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d ended streams of an agent whose responses are not read (%s)", s.unread.limit, flagStreamsPerAgent)))
+			return s.refuseCall(id, Exhausted(s.opts.Load().HelloTimeout, fmt.Sprintf("want at most %d ended streams of an agent whose responses are not read (%s)", s.opts.Load().MaxStreamsPerAgent, flagStreamsPerAgent)))
 		}
 		return handler(srv, stream) // which bounds the time to the hello itself
 	case RoleCoderd:
-		prompt := s.prompt(stream, s.opts.HelloTimeout)
+		prompt := s.prompt(stream, s.opts.Load().HelloTimeout)
 		defer prompt.stop()
 		calls := s.coderdCalls
-		if CallerFrom(stream.Context()).IsPusher {
+		if who := CallerFrom(stream.Context()); who.IsPusher || who.IsOperator {
 			calls = s.pusherCalls
 		}
 		if info.IsServerStream {
 			if !s.unread.admitCoderd() {
-				return Exhausted(time.Second, fmt.Sprintf("want at most %d ended streams of coderd whose responses are not read (%s)", s.unread.coderdLimit, FlagWatches))
+				return Exhausted(time.Second, fmt.Sprintf("want at most %d ended streams of coderd whose responses are not read (%s)", s.opts.Load().MaxUnreadOfCoderd, FlagWatches))
 			}
 			// Until its first message is there, nothing else bounds it.
 			if err := s.awaitCall(stream.Context(), calls); err != nil {
@@ -115,7 +115,7 @@ func (s *Server) acquireStream(id agent.ID) error {
 		return nil
 	}
 	s.metrics.limited.WithLabelValues(limitedAgentStreams).Inc()
-	return Exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d streams of an agent at once (%s)", s.agentStreams.limit, flagStreamsPerAgent))
+	return Exhausted(s.opts.Load().HelloTimeout, fmt.Sprintf("want at most %d streams of an agent at once (%s)", s.opts.Load().MaxStreamsPerAgent, flagStreamsPerAgent))
 }
 
 // refusedCallItems is how many refused items a call counts as that is refused for
@@ -138,14 +138,14 @@ func (s *Server) awaitCall(ctx context.Context, calls Slots) error {
 	if calls.TryAcquire() {
 		return nil
 	}
-	timeout := time.NewTimer(s.opts.HelloTimeout / 2) // before that of the first message
+	timeout := time.NewTimer(s.opts.Load().HelloTimeout / 2) // before that of the first message
 	defer timeout.Stop()
 	select {
 	case calls <- struct{}{}:
 		return nil
 	case <-timeout.C:
 		s.metrics.limited.WithLabelValues(limitedCoderdCalls).Inc()
-		return Exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d calls of coderd at once (%s)", cap(calls), flagCoderdCalls))
+		return Exhausted(s.opts.Load().HelloTimeout, fmt.Sprintf("want at most %d calls of coderd at once (%s)", cap(calls), flagCoderdCalls))
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -153,12 +153,12 @@ func (s *Server) awaitCall(ctx context.Context, calls Slots) error {
 
 // serveOpen serves a method that needs no credential.
 func (s *Server) serveOpen(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	kind, limit, life := kindReflection, s.opts.MaxOpenCalls/4, openLife
+	kind, limit, life := kindReflection, s.opts.Load().MaxOpenCalls/4, openLife
 	switch {
 	case info.FullMethod == healthpb.Health_Watch_FullMethodName:
-		kind, limit, life = kindWatch, s.opts.MaxOpenCalls/4, openWatchLife
+		kind, limit, life = kindWatch, s.opts.Load().MaxOpenCalls/4, openWatchLife
 	case strings.HasPrefix(info.FullMethod, "/"+healthpb.Health_ServiceDesc.ServiceName+"/"):
-		kind, limit = kindCheck, s.opts.MaxOpenCalls/2
+		kind, limit = kindCheck, s.opts.Load().MaxOpenCalls/2
 	}
 	ctx := stream.Context()
 	ender, err := EnderOf(ctx)
@@ -168,7 +168,7 @@ func (s *Server) serveOpen(srv any, stream grpc.ServerStream, info *grpc.StreamS
 	key := openKey{kind, peerHost(ctx)}
 	if !s.openCalls.acquire(key, limit) {
 		s.metrics.limited.WithLabelValues(limitedOpenCalls).Inc()
-		return status.Errorf(codes.ResourceExhausted, "want at most %d calls of this kind at once, and %d of one address (%s %d)", limit, limit/4, flagOpenCalls, s.opts.MaxOpenCalls)
+		return status.Errorf(codes.ResourceExhausted, "want at most %d calls of this kind at once, and %d of one address (%s %d)", limit, limit/4, flagOpenCalls, s.opts.Load().MaxOpenCalls)
 	}
 	defer s.openCalls.release(key)
 	open := &openStream{ServerStream: stream, life: life}
@@ -246,11 +246,10 @@ func (o *openCalls) count() (open int) {
 
 // agentStreams counts the streams that agents have open.
 type agentStreams struct {
-	limit int
-
 	mu sync.Mutex
 	// Guarded by mu.
-	open map[agent.ID]int
+	limit int
+	open  map[agent.ID]int
 }
 
 func newAgentStreams(limit int) *agentStreams {
@@ -293,13 +292,18 @@ const silentChecks = 3
 
 // watchIdle ends agents' streams that bring no message.
 func (s *Server) watchIdle(ctx context.Context) {
-	ticker := time.NewTicker(s.opts.IdleTimeout / silentChecks)
+	timeout := s.opts.Load().IdleTimeout
+	ticker := time.NewTicker(timeout / silentChecks)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+		}
+		if now := s.opts.Load().IdleTimeout; now != timeout {
+			timeout = now
+			ticker.Reset(timeout / silentChecks)
 		}
 		s.unread.prune()
 		for _, a := range s.streams.allAgents() {
@@ -318,7 +322,7 @@ func (s *Server) checkIdle(a *admitted) {
 	if a.silent < silentChecks+1 { // the first check was less than an interval after the message
 		return
 	}
-	err := status.Errorf(codes.DeadlineExceeded, "message: want one within %v (%s)", s.opts.IdleTimeout, flagAgentIdle)
+	err := status.Errorf(codes.DeadlineExceeded, "message: want one within %v (%s)", s.opts.Load().IdleTimeout, flagAgentIdle)
 	if a.silent == silentChecks+1 {
 		s.metrics.limited.WithLabelValues(limitedIdleStream).Inc()
 		go a.stream.CloseStream(err) // it may wait for the agent

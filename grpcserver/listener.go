@@ -30,6 +30,14 @@ const sweepPause = 100 * time.Millisecond
 // wrapped. So there is no callback when a connection is closed. Closed connections
 // are looked for when a limit is reached.
 type connections struct {
+	limited *prometheus.CounterVec
+	coderds *coderds
+	log     *slog.Logger
+	logged  logLimit
+
+	mu sync.Mutex
+	// Guarded by mu.
+
 	max, perAddress int
 	// maxCalls on a connection are let through before one of them is authenticated.
 	// Who makes more of them is disconnected: their answers wait in memory for a
@@ -42,13 +50,7 @@ type connections struct {
 	// quarter of them at once. Each is a goroutine, and all that are ready go
 	// before who comes next.
 	callRate int
-	limited  *prometheus.CounterVec
-	coderds  *coderds
-	log      *slog.Logger
-	logged   logLimit
 
-	mu sync.Mutex
-	// Guarded by mu.
 	all       map[*net.TCPAddr]*peerConn // by the peer's address, as calls have it
 	strangers map[netip.Prefix]int
 	churn     *churn
@@ -84,17 +86,31 @@ func (p *peerConn) isShared() bool { return len(p.agents) == 0 || len(p.agents) 
 func (p *peerConn) closed() bool { return p.raw.Control(func(uintptr) {}) != nil }
 
 func newConnections(o *Options, m *metrics, log *slog.Logger) *connections {
-	return &connections{
-		max: o.MaxConnections, perAddress: o.MaxStrangersPerAddress, timeout: o.AuthenticationTimeout,
+	c := &connections{
 		limited:   m.limited,
 		coderds:   newCoderds(log),
 		log:       log,
 		all:       make(map[*net.TCPAddr]*peerConn),
 		strangers: make(map[netip.Prefix]int),
 		churn:     newChurn(o.StrangerRate, o.StrangerBurst),
-		maxCalls:  o.MaxStrangerCalls,
-		callRate:  o.AgentCallRate,
 		sweepAt:   1024,
+	}
+	c.setLimits(o)
+	return c
+}
+
+// setLimits makes the limits those of o. What there is above a lowered one stays.
+func (c *connections) setLimits(o *Options) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.max, c.perAddress, c.maxCalls = o.MaxConnections, o.MaxStrangersPerAddress, o.MaxStrangerCalls
+	c.timeout, c.callRate = o.AuthenticationTimeout, o.AgentCallRate
+	c.churn.perSecond, c.churn.burst = float64(o.StrangerRate), float64(o.StrangerBurst)
+	for _, p := range c.all {
+		if p.pace != nil {
+			p.pace.SetLimit(rate.Limit(c.callRate))
+			p.pace.SetBurst(max(1, c.callRate/4))
+		}
 	}
 }
 

@@ -19,6 +19,7 @@ type metrics struct {
 	panics       prometheus.Counter
 	authFailures *prometheus.CounterVec
 	limited      *prometheus.CounterVec
+	tokenCalls   *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -28,24 +29,34 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			ownmetrics.Values("reason", authMissing, authMalformed, authUnknown, authUnavailable, authForbidden)),
 		limited: ownmetrics.CounterVec("agentstatsd_grpc_limited_total", "Calls, messages and connections that were refused or ended by a limit.",
 			ownmetrics.Values("reason", limitedReasons...)),
+		tokenCalls: ownmetrics.CounterVec("agentstatsd_token_calls_total", "Calls with a token that is no agent's, by its role and its name in the file.",
+			ownmetrics.Values("role", RoleCoderd.String(), rolePusher.String(), roleOperator.String()), ownmetrics.Open("token")),
 	}
-	return m, ownmetrics.Register(reg, m.panics, m.authFailures, m.limited)
+	return m, ownmetrics.Register(reg, m.panics, m.authFailures, m.limited, m.tokenCalls)
+}
+
+// countTokens makes the counters of tokens. Those of removed ones stay.
+func (m *metrics) countTokens(t *Tokens) {
+	for _, role := range tokenRoles {
+		for _, token := range t.of(role) {
+			m.tokenCalls.WithLabelValues(role.String(), token.Name)
+		}
+	}
 }
 
 // limits returns the server's limits.
 func (s *Server) limits() []ownmetrics.Limit {
-	o := &s.opts
 	return []ownmetrics.Limit{
-		ownmetrics.Fixed("grpc_connections", o.MaxConnections, ownmetrics.Count(s.connections.count)),
-		ownmetrics.Fixed("grpc_unauthenticated_connections", o.MaxStrangersPerAddress, ownmetrics.Count(s.connections.mostStrangers)),
-		ownmetrics.Fixed("grpc_unauthenticated_calls", o.MaxStrangerCalls, ownmetrics.Count(s.connections.mostCalls)),
-		ownmetrics.Fixed("grpc_open_calls", o.MaxOpenCalls, ownmetrics.Count(s.openCalls.count)),
-		ownmetrics.Fixed("grpc_streams", o.MaxStreams, nil),
-		ownmetrics.Fixed("coderd_calls", o.MaxCoderdCalls, func() float64 { return float64(len(s.coderdCalls)) }),
-		ownmetrics.Fixed("streams_per_agent", o.MaxStreamsPerAgent, ownmetrics.Count(s.agentStreams.most)),
-		ownmetrics.Fixed("message_bytes", o.MaxMessageBytes, nil),
-		ownmetrics.Fixed("agent_message_bytes", o.MaxAgentMessageBytes, nil),
-		ownmetrics.Fixed("receiving_bytes", o.MaxReceivingBytes, ownmetrics.Count(func() (used int) {
+		ownmetrics.Of("grpc_connections", s.opts.Load, func(o *Options) int { return o.MaxConnections }, ownmetrics.Count(s.connections.count)),
+		ownmetrics.Of("grpc_unauthenticated_connections", s.opts.Load, func(o *Options) int { return o.MaxStrangersPerAddress }, ownmetrics.Count(s.connections.mostStrangers)),
+		ownmetrics.Of("grpc_unauthenticated_calls", s.opts.Load, func(o *Options) int { return o.MaxStrangerCalls }, ownmetrics.Count(s.connections.mostCalls)),
+		ownmetrics.Of("grpc_open_calls", s.opts.Load, func(o *Options) int { return o.MaxOpenCalls }, ownmetrics.Count(s.openCalls.count)),
+		ownmetrics.Of("grpc_streams", s.opts.Load, func(o *Options) uint32 { return o.MaxStreams }, nil),
+		ownmetrics.Of("coderd_calls", s.opts.Load, func(o *Options) int { return o.MaxCoderdCalls }, func() float64 { return float64(len(s.coderdCalls)) }),
+		ownmetrics.Of("streams_per_agent", s.opts.Load, func(o *Options) int { return o.MaxStreamsPerAgent }, ownmetrics.Count(s.agentStreams.most)),
+		ownmetrics.Of("message_bytes", s.opts.Load, func(o *Options) int { return o.MaxMessageBytes }, nil),
+		ownmetrics.Of("agent_message_bytes", s.opts.Load, func(o *Options) int { return o.MaxAgentMessageBytes }, nil),
+		ownmetrics.Of("receiving_bytes", s.opts.Load, func(o *Options) int { return o.MaxReceivingBytes }, ownmetrics.Count(func() (used int) {
 			for _, r := range s.receiving {
 				used += r.inUse()
 			}

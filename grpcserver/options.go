@@ -12,11 +12,8 @@ import (
 type Options struct {
 	// Credentials of the listener; nil: plaintext.
 	Credentials credentials.TransportCredentials
-	// CoderdTokenHash is the SHA-256 of coderd's token; zero: it has none.
-	CoderdTokenHash [32]byte
-	// PushTokenHash is the SHA-256 of the token of those who may only push; zero: there
-	// are none.
-	PushTokenHash [32]byte
+	// Tokens that are no agent's, until SetTokens.
+	Tokens Tokens
 	// CoderdClientSAN is the DNS name in a verified client certificate that makes
 	// its owner coderd; empty: none does.
 	CoderdClientSAN string
@@ -112,6 +109,9 @@ func (o Options) withDefaults() Options {
 }
 
 func (o Options) validate() error {
+	if err := o.Tokens.Validate(); err != nil {
+		return err
+	}
 	if o.MaxAgentMessageBytes > o.MaxMessageBytes {
 		return fmt.Errorf("max agent message bytes: want at most the max message bytes of %d, got %d", o.MaxMessageBytes, o.MaxAgentMessageBytes)
 	}

@@ -50,7 +50,7 @@ func newReceiving(limit int) *receiving {
 func newReceivingOf(o *Options) map[Role]*receiving {
 	half := o.MaxReceivingBytes / 2
 	r := map[Role]*receiving{RoleAgent: newReceiving(half), RoleCoderd: newReceiving(half)}
-	if o.PushTokenHash != ([32]byte{}) {
+	if len(o.Tokens.Push) > 0 {
 		share := max(half/2, o.MaxMessageBytes)
 		r[RoleCoderd], r[rolePusher] = newReceiving(share), newReceiving(share)
 	}
@@ -119,7 +119,7 @@ func (s *sizedStream) reserve(size int, m any) (done func(), err error) {
 	if message, ok := m.(AgentMessage); ok {
 		of = message.Sender()
 	}
-	within := s.server.opts.MessageTimeout
+	within := s.server.opts.Load().MessageTimeout
 	began := time.Now()
 	receipt := s.receiving.enqueue(size, of)
 	if err := s.awaitRoom(receipt, within/2); err != nil {

@@ -16,6 +16,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
@@ -54,7 +55,7 @@ const (
 
 // Server serves registered services, health and reflection.
 type Server struct {
-	opts     Options
+	opts     atomic.Pointer[Options] // Reconfigure replaces them
 	metrics  *metrics
 	log      *slog.Logger
 	auth     *authenticator
@@ -65,7 +66,7 @@ type Server struct {
 	codec    codec
 	// What callers may have at once.
 	coderdCalls  Slots
-	pusherCalls  Slots // of those who may only push
+	pusherCalls  Slots // of those who may only push, or read
 	agentStreams *agentStreams
 	// Large messages that are being received, by role.
 	receiving   map[Role]*receiving
@@ -96,7 +97,6 @@ func New(agents Agents, opts Options, reg prometheus.Registerer, log *slog.Logge
 		return nil, fmt.Errorf("grpcserver: %w", err)
 	}
 	s := &Server{
-		opts:     opts,
 		metrics:  m,
 		log:      log,
 		health:   health.NewServer(),
@@ -111,19 +111,20 @@ func New(agents Agents, opts Options, reg prometheus.Registerer, log *slog.Logge
 		connections:  newConnections(&opts, m, log),
 		rpc:          rpc,
 	}
+	s.opts.Store(&opts)
 	s.unread = newUnreadStreams(opts.MaxStreamsPerAgent, opts.MaxUnreadOfCoderd, s.connections, m.limited.WithLabelValues(limitedUnread))
 	s.auth = &authenticator{
 		agents:        agents,
-		tokenHash:     opts.CoderdTokenHash,
-		pushTokenHash: opts.PushTokenHash,
 		clientSAN:     opts.CoderdClientSAN,
 		metrics:       m,
 		log:           log,
 		roleOf:        s.roleOf,
-		isForPushers:  s.isForPushers,
+		isFor:         s.isFor,
 		authenticated: s.connections.authenticated,
 		turnedAway:    s.connections.turnedAway,
 	}
+	s.auth.tokens.now.Store(&opts.Tokens)
+	m.countTokens(&opts.Tokens)
 	if err := s.registerGauges(reg); err != nil {
 		return nil, fmt.Errorf("grpcserver: %w", err)
 	}
@@ -136,8 +137,8 @@ func New(agents Agents, opts Options, reg prometheus.Registerer, log *slog.Logge
 	return s, nil
 }
 
-// Options returns the server's options with their defaults.
-func (s *Server) Options() Options { return s.opts }
+// Options returns the options in force, with their defaults.
+func (s *Server) Options() Options { return *s.opts.Load() }
 
 // OnRefused has f called with each agent whose call is refused before its service gets it,
 // and the status. It is called before Serve.
@@ -160,24 +161,24 @@ func (s *Server) serverOptions(rpc *grpcprom.ServerMetrics) []grpc.ServerOption 
 		),
 		grpc.InTapHandle(s.connections.tap),
 		grpc.ForceServerCodecV2(s.codec),
-		grpc.MaxRecvMsgSize(s.opts.MaxMessageBytes),
+		grpc.MaxRecvMsgSize(s.opts.Load().MaxMessageBytes),
 		grpc.MaxHeaderListSize(16 << 10),
-		grpc.MaxConcurrentStreams(s.opts.MaxStreams),
+		grpc.MaxConcurrentStreams(s.opts.Load().MaxStreams),
 		grpc.ReadBufferSize(bufferBytes),
 		grpc.WriteBufferSize(bufferBytes),
 		grpc.StaticStreamWindowSize(streamWindow),
 		grpc.StaticConnWindowSize(connectionWindow),
-		grpc.ConnectionTimeout(s.opts.HelloTimeout),
+		grpc.ConnectionTimeout(s.opts.Load().HelloTimeout),
 		// A dead agent is noticed within a minute and a half, although nobody
 		// sends to it.
 		grpc.KeepaliveParams(keepalive.ServerParameters{
-			Time: time.Minute, Timeout: 20 * time.Second, MaxConnectionIdle: s.opts.ConnectionIdleTimeout,
+			Time: time.Minute, Timeout: 20 * time.Second, MaxConnectionIdle: s.opts.Load().ConnectionIdleTimeout,
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
 	}
-	if s.opts.Credentials != nil {
-		opts = append(opts, grpc.Creds(s.opts.Credentials))
+	if s.opts.Load().Credentials != nil {
+		opts = append(opts, grpc.Creds(s.opts.Load().Credentials))
 	}
 	return opts
 }
@@ -246,7 +247,7 @@ func (s *Server) askToReconnect(left <-chan struct{}) {
 	agents := s.streams.allAgents()
 	delays := make([]time.Duration, len(agents))
 	for i := range delays {
-		delays[i] = time.Duration(rand.Float64() * drainSpread * float64(s.opts.DrainTimeout))
+		delays[i] = time.Duration(rand.Float64() * drainSpread * float64(s.opts.Load().DrainTimeout))
 	}
 	slices.Sort(delays)
 	start := time.Now()
@@ -265,8 +266,8 @@ func (s *Server) askToReconnect(left <-chan struct{}) {
 		switch {
 		case i < len(delays):
 			next.Reset(delays[i] - passed)
-		case passed < s.opts.DrainTimeout:
-			next.Reset(s.opts.DrainTimeout - passed)
+		case passed < s.opts.Load().DrainTimeout:
+			next.Reset(s.opts.Load().DrainTimeout - passed)
 		default:
 			return
 		}

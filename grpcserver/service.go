@@ -20,6 +20,8 @@ const (
 	// rolePusher are those who may only push, and coderd when it pushes. No method is of
 	// this role: it has a share of coderd's room for large messages.
 	rolePusher
+	// roleOperator are those who may only read. No method is of this role.
+	roleOperator
 )
 
 // String returns the role as the metrics label it.
@@ -31,6 +33,8 @@ func (r Role) String() string {
 		return "coderd"
 	case rolePusher:
 		return "push"
+	case roleOperator:
+		return "operator"
 	}
 	return "none"
 }
@@ -46,6 +50,8 @@ type Service struct {
 	// ForPushers are methods of coderd, by their full names, that those may call, too,
 	// who may only push.
 	ForPushers []string
+	// ForOperators are likewise those of methods that read only.
+	ForOperators []string
 	// MessageBytes are limits of messages by the full name of their method, where they
 	// are lower than the role's.
 	MessageBytes map[string]int
@@ -79,10 +85,17 @@ func (s *Server) roleOf(fullMethod string) Role {
 	return service.Role
 }
 
-// isForPushers reports whether those who may only push may call a method.
-func (s *Server) isForPushers(fullMethod string) bool {
+// isFor reports whether those who may only push, or read, may call a method.
+func (s *Server) isFor(role Role, fullMethod string) bool {
 	service := s.services[serviceOf(fullMethod)]
-	return service != nil && slices.Contains(service.ForPushers, fullMethod)
+	if service == nil {
+		return false
+	}
+	methods := service.ForPushers
+	if role == roleOperator {
+		methods = service.ForOperators
+	}
+	return slices.Contains(methods, fullMethod)
 }
 
 // interceptStream calls what the service has registered.

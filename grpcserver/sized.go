@@ -61,12 +61,12 @@ func (s *Server) sizeStream(srv any, stream grpc.ServerStream, info *grpc.Stream
 	if service := s.services[serviceOf(info.FullMethod)]; service != nil {
 		role := s.roleOf(info.FullMethod)
 		sized.receiving = s.receiving[role]
-		if s.receiving[rolePusher] != nil && s.isForPushers(info.FullMethod) {
+		if s.receiving[rolePusher] != nil && s.isFor(rolePusher, info.FullMethod) {
 			sized.receiving = s.receiving[rolePusher]
 		}
-		sized.limit, sized.flag = s.opts.MaxMessageBytes, FlagMessageBytes
+		sized.limit, sized.flag = s.opts.Load().MaxMessageBytes, FlagMessageBytes
 		if role == RoleAgent {
-			sized.limit, sized.flag, sized.hello = s.opts.MaxAgentMessageBytes, FlagAgentMessageBytes, true
+			sized.limit, sized.flag, sized.hello = s.opts.Load().MaxAgentMessageBytes, FlagAgentMessageBytes, true
 		}
 		if limit, ok := service.MessageBytes[info.FullMethod]; ok && limit < sized.limit {
 			sized.limit, sized.flag = limit, ""
@@ -124,7 +124,7 @@ func (s *sizedStream) check(size int) error {
 // CheckAgentMessage returns the status that refuses a message of an agent of so many
 // bytes, nil: it is not too large. hello: it is the first.
 func (s *Server) CheckAgentMessage(size int, hello bool) error {
-	return s.checkSize(size, s.opts.MaxAgentMessageBytes, FlagAgentMessageBytes, hello)
+	return s.checkSize(size, s.opts.Load().MaxAgentMessageBytes, FlagAgentMessageBytes, hello)
 }
 
 func (s *Server) checkSize(size, limit int, flag string, hello bool) error {

@@ -25,7 +25,7 @@ func (s *Server) boundResponses(stream grpc.ServerStream, calls Slots) (*respons
 	if err != nil {
 		return nil, err
 	}
-	r := &responseStream{ServerStream: stream, callSlot: callSlot{calls: calls}, timeout: s.opts.SendTimeout}
+	r := &responseStream{ServerStream: stream, callSlot: callSlot{calls: calls}, timeout: s.opts.Load().SendTimeout}
 	r.timer = time.AfterFunc(r.timeout, func() { _ = ender.WriteStatus(status.Convert(s.SlowReader())) })
 	r.timer.Stop()
 	return r, nil
@@ -35,7 +35,7 @@ func (s *Server) boundResponses(stream grpc.ServerStream, calls Slots) (*respons
 // Options.SendTimeout, and returns the status that says so.
 func (s *Server) SlowReader() error {
 	s.metrics.limited.WithLabelValues(limitedSlowReader).Inc()
-	return Exhausted(time.Second, fmt.Sprintf("responses: want them read within %v (%s), they were not", s.opts.SendTimeout, flagSendTimeout))
+	return Exhausted(time.Second, fmt.Sprintf("responses: want them read within %v (%s), they were not", s.opts.Load().SendTimeout, flagSendTimeout))
 }
 
 // RecvMsg implements grpc.ServerStream.

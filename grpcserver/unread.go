@@ -84,14 +84,14 @@ type unreadStream struct {
 // unreadStreams bounds the streams of each agent, and of coderd, that ended and are not
 // written.
 type unreadStreams struct {
-	limit       int // of an agent
-	coderdLimit int
 	connections *connections
 	limited     prometheus.Counter // streams refused, and connections closed
 
 	mu sync.Mutex
 	// Guarded by mu.
-	streams map[agent.ID][]unreadStream // those of coderd are of no agent
+	limit       int // of an agent
+	coderdLimit int
+	streams     map[agent.ID][]unreadStream // those of coderd are of no agent
 }
 
 func newUnreadStreams(limit, coderdLimit int, c *connections, limited prometheus.Counter) *unreadStreams {

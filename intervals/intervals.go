@@ -47,7 +47,7 @@ type Replicas interface {
 type Intervals struct {
 	metadata Metadata
 	replicas Replicas
-	opts     Options
+	opts     atomic.Pointer[Options] // Reconfigure replaces them
 	log      *slog.Logger
 	metrics  *metrics
 	factor   atomic.Uint64 // bits of a float64
@@ -65,15 +65,31 @@ func New(metadata Metadata, replicas Replicas, opts Options, reg prometheus.Regi
 		return nil, fmt.Errorf("intervals options: %w", err)
 	}
 	i := &Intervals{
-		metadata: metadata, replicas: replicas, opts: opts, log: log,
+		metadata: metadata, replicas: replicas, log: log,
 		controller: newController(opts.MaxFactor),
 	}
+	i.opts.Store(&opts)
 	i.setFactor(1)
 	var err error
 	if i.metrics, err = newMetrics(reg, i.Factor); err != nil {
 		return nil, fmt.Errorf("intervals: %w", err)
 	}
 	return i, nil
+}
+
+// Options returns the options in force, with their defaults.
+func (i *Intervals) Options() Options { return *i.opts.Load() }
+
+// Reconfigure changes the options but CPU, from the next measurement on. After an error
+// nothing has changed.
+func (i *Intervals) Reconfigure(opts Options) error {
+	opts.CPU = i.opts.Load().CPU
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return fmt.Errorf("intervals options: %w", err)
+	}
+	i.opts.Store(&opts)
+	return nil
 }
 
 // Factor returns the factor by which intervals are multiplied, at least 1. It changes
@@ -107,8 +123,8 @@ func (i *Intervals) follow(ctx context.Context, now time.Time) (known bool) {
 	ctx, cancel := context.WithTimeout(ctx, measureInterval)
 	defer cancel()
 	oldest, flushing := i.metadata.Load(now)
-	i.meter.add(sample{at: now, cpu: i.opts.CPU(), oldest: oldest, flushing: flushing})
-	load := i.meter.load(&i.opts)
+	i.meter.add(sample{at: now, cpu: i.opts.Load().CPU(), oldest: oldest, flushing: flushing})
+	load := i.meter.load(i.opts.Load())
 	i.metrics.setLoad(load)
 	all, err := i.replicas.ExchangeLoads(ctx, load)
 	if err != nil {
@@ -118,6 +134,7 @@ func (i *Intervals) follow(ctx context.Context, now time.Time) (known bool) {
 	if all.IntervalFactor == 0 {
 		return false
 	}
+	i.controller.max = i.opts.Load().MaxFactor
 	factor := i.controller.clamp(all.IntervalFactor)
 	i.setFactor(factor)
 	step := i.controller.next(now, factor, all.Replicas)

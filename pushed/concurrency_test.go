@@ -46,7 +46,7 @@ func TestConcurrent(t *testing.T) {
 					t.Error("a scrape failed")
 				}
 				f.expire(start)
-				if err := f.foldIdle(t.Context(), start.Add(f.opts.FoldAfter)); err != nil && !errors.Is(err, agent.ErrOutdated) {
+				if err := f.foldIdle(t.Context(), start.Add(f.opts.Load().FoldAfter)); err != nil && !errors.Is(err, agent.ErrOutdated) {
 					t.Error(err)
 				}
 				if err := f.Follow(t.Context()); err != nil {

@@ -18,8 +18,8 @@ func (f *Families) encode(i *instance) (agent.PushRow, error) {
 	if err != nil {
 		return agent.PushRow{}, fmt.Errorf("encode what instance %x pushed: %w", i.id, err)
 	}
-	if len(data) > f.opts.MaxRowBytes && i.id != (agent.Instance{}) {
-		return agent.PushRow{}, &rowTooLargeError{len(data), f.opts.MaxRowBytes}
+	if len(data) > f.opts.Load().MaxRowBytes && i.id != (agent.Instance{}) {
+		return agent.PushRow{}, &rowTooLargeError{len(data), f.opts.Load().MaxRowBytes}
 	}
 	i.rowBytes = len(data)
 	return agent.PushRow{Instance: i.id, Replica: i.replica, UpdatedAt: i.updatedAt, Data: data, Version: i.version}, nil

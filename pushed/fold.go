@@ -36,9 +36,9 @@ func (f *Families) foldIdleWriting(ctx context.Context, now time.Time) (totals *
 		forgotten := f.overdue(now)
 		for _, i := range f.goneInstances() {
 			switch age := now.Sub(i.aliveAt); {
-			case i.folded && age >= f.opts.ForgetAfter:
+			case i.folded && age >= f.opts.Load().ForgetAfter:
 				forgotten = append(forgotten, i)
-			case !i.folded && age >= f.opts.FoldAfter:
+			case !i.folded && age >= f.opts.Load().FoldAfter:
 				idle = append(idle, i)
 			}
 		}
@@ -144,7 +144,7 @@ func (f *Families) fold(ctx context.Context, now time.Time, what folding) (total
 		}
 	}
 	f.mu.Unlock()
-	bounded, cancel := context.WithTimeout(ctx, f.opts.StoreTimeout)
+	bounded, cancel := context.WithTimeout(ctx, f.opts.Load().StoreTimeout)
 	defer cancel()
 	if err := f.recordWrite(ctx, f.store.FoldPushes(bounded, rows, gone)); err != nil {
 		return nil, fmt.Errorf("merge pushes into totals: %w", err)

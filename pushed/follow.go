@@ -49,10 +49,10 @@ const (
 // serves reports whether this replica serves: it leads, and has read what was
 // stored before it came to lead.
 func (f *Families) serves() bool {
-	if f.opts.Lease == nil {
+	if f.opts.Load().Lease == nil {
 		return true
 	}
-	term := f.opts.Lease.Term()
+	term := f.opts.Load().Lease.Term()
 	return term != 0 && term == f.caughtUp.Load()
 }
 
@@ -75,8 +75,8 @@ func (f *Families) follow(ctx context.Context, now time.Time) error {
 // catchUp is follow for a caller that holds writing.
 func (f *Families) catchUp(ctx context.Context, now time.Time) error {
 	term := int64(0)
-	if f.opts.Lease != nil {
-		term = f.opts.Lease.Term()
+	if f.opts.Load().Lease != nil {
+		term = f.opts.Load().Lease.Term()
 	}
 	next, gone, bad, err := f.readNewer(ctx, now)
 	f.mu.Lock()
@@ -200,7 +200,7 @@ func (f *Families) newer(stored map[agent.Instance]int64) (ids []agent.Instance,
 }
 
 func (f *Families) readVersions(ctx context.Context) (map[agent.Instance]int64, error) {
-	bounded, cancel := context.WithTimeout(ctx, f.opts.StoreTimeout)
+	bounded, cancel := context.WithTimeout(ctx, f.opts.Load().StoreTimeout)
 	defer cancel()
 	versions, err := f.store.PushVersions(bounded)
 	if err != nil {
@@ -210,7 +210,7 @@ func (f *Families) readVersions(ctx context.Context) (map[agent.Instance]int64, 
 }
 
 func (f *Families) readRows(ctx context.Context, ids []agent.Instance) ([]agent.PushRow, error) {
-	bounded, cancel := context.WithTimeout(ctx, f.opts.StoreTimeout)
+	bounded, cancel := context.WithTimeout(ctx, f.opts.Load().StoreTimeout)
 	defer cancel()
 	rows, err := f.store.Pushes(bounded, ids)
 	if err != nil {
@@ -223,8 +223,8 @@ func (f *Families) readRows(ctx context.Context, ids []agent.Instance) ([]agent.
 // FollowInterval, and when this replica becomes the leader.
 func (f *Families) followUntilDone(ctx context.Context) {
 	var interval, check <-chan time.Time
-	if f.opts.Lease != nil {
-		i, c := time.NewTicker(f.opts.FollowInterval), time.NewTicker(leaseCheck)
+	if f.opts.Load().Lease != nil {
+		i, c := time.NewTicker(f.opts.Load().FollowInterval), time.NewTicker(leaseCheck)
 		defer i.Stop()
 		defer c.Stop()
 		interval, check = i.C, c.C
@@ -261,7 +261,7 @@ func (f *Families) followUntilDone(ctx context.Context) {
 // cameToLead reports whether this replica leads and has something to read before
 // it serves.
 func (f *Families) cameToLead() bool {
-	term := f.opts.Lease.Term()
+	term := f.opts.Load().Lease.Term()
 	if term == 0 {
 		f.caughtUp.Store(0)
 	}
@@ -279,12 +279,12 @@ func (f *Families) requestFollow() {
 // publishStored notifies the other replicas of a stored row. Without a notification
 // they read it within FollowInterval.
 func (f *Families) publishStored(ctx context.Context, id agent.Instance, version int64) {
-	if f.opts.Notifier == nil {
+	if f.opts.Load().Notifier == nil {
 		return
 	}
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), notificationTimeout)
 	defer cancel()
-	if err := f.opts.Notifier.Publish(bounded, notificationChannel, fmt.Appendf(nil, "%x %d", id, version)); err != nil {
+	if err := f.opts.Load().Notifier.Publish(bounded, notificationChannel, fmt.Appendf(nil, "%x %d", id, version)); err != nil {
 		f.metrics.notificationErrors.Inc()
 		f.log.DebugContext(ctx, "notification of a push is not published", "error", err)
 	}

@@ -17,5 +17,5 @@ func (f *Families) decodeSerially(ctx context.Context, now time.Time, p *agent.P
 		return nil, ctx.Err()
 	}
 	defer func() { <-f.decoding }()
-	return family.DecodeSnapshot(p.Families, f.opts.limits(), now, p.PassThrough), nil
+	return family.DecodeSnapshot(p.Families, f.opts.Load().limits(), now, p.PassThrough), nil
 }

@@ -99,13 +99,13 @@ func (f *Families) registerGauges(reg prometheus.Registerer) error {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, of(value))
 	}
 	err := ownmetrics.RegisterLimits(reg,
-		ownmetrics.Fixed("coderd_instances", f.opts.MaxInstances, of(func(v *view) int { return v.own })),
-		ownmetrics.Fixed("pushed_series", f.opts.MaxSeries, of(func(v *view) int { return v.mostSeries })),
-		ownmetrics.Fixed("pushed_series_total", f.opts.MaxTotalSeries, of(func(v *view) int { return v.live })),
-		ownmetrics.Fixed("pushed_families", f.opts.MaxFamilies, of(func(v *view) int { return v.mostFamilies })),
-		ownmetrics.Fixed("push_row_bytes", f.opts.MaxRowBytes, of(func(v *view) int { return v.mostRowBytes })),
-		ownmetrics.Fixed("pushed_label_value_bytes", f.opts.MaxLabelValueBytes, nil),
-		ownmetrics.Fixed("pushed_labels_bytes", f.opts.MaxLabelsBytes, nil),
+		ownmetrics.Of("coderd_instances", f.opts.Load, func(o *Options) int { return o.MaxInstances }, of(func(v *view) int { return v.own })),
+		ownmetrics.Of("pushed_series", f.opts.Load, func(o *Options) int { return o.MaxSeries }, of(func(v *view) int { return v.mostSeries })),
+		ownmetrics.Of("pushed_series_total", f.opts.Load, func(o *Options) int { return o.MaxTotalSeries }, of(func(v *view) int { return v.live })),
+		ownmetrics.Of("pushed_families", f.opts.Load, func(o *Options) int { return o.MaxFamilies }, of(func(v *view) int { return v.mostFamilies })),
+		ownmetrics.Of("push_row_bytes", f.opts.Load, func(o *Options) int { return o.MaxRowBytes }, of(func(v *view) int { return v.mostRowBytes })),
+		ownmetrics.Of("pushed_label_value_bytes", f.opts.Load, func(o *Options) int { return o.MaxLabelValueBytes }, nil),
+		ownmetrics.Of("pushed_labels_bytes", f.opts.Load, func(o *Options) int { return o.MaxLabelsBytes }, nil),
 	)
 	if err != nil {
 		return err

@@ -66,7 +66,7 @@ func TestPolicyChangesOverTotals(t *testing.T) {
 				store := new(memory)
 				requireCounts := func(f *Families, want float64) {
 					t.Helper()
-					for _, f := range []*Families{f, open(t, store, f.opts)} {
+					for _, f := range []*Families{f, open(t, store, f.Options())} {
 						got := check(t, f)
 						require.Equal(t, want, got[`{__name__="x_total"}`])
 						for _, name := range policyNames[1:] {

@@ -188,7 +188,7 @@ func (f *Families) admission(now time.Time, id agent.Instance, old *instance, mo
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	a := &family.Admission{
-		Policy: f.policy, Limits: f.opts.limits(), Received: now, Types: f.types, Live: make(map[string]bool, len(f.types)), MaxRowLines: most,
+		Policy: f.policy, Limits: f.opts.Load().limits(), Received: now, Types: f.types, Live: make(map[string]bool, len(f.types)), MaxRowLines: most,
 	}
 	if old != nil {
 		a.Old, a.OldLive = old.families.OfTypes(f.types), old.live
@@ -237,7 +237,7 @@ func (f *Families) savePush(ctx context.Context, now time.Time, next, spilled *i
 	if err != nil {
 		return err
 	}
-	bounded, cancel := context.WithTimeout(ctx, f.opts.StoreTimeout)
+	bounded, cancel := context.WithTimeout(ctx, f.opts.Load().StoreTimeout)
 	defer cancel()
 	if err := f.recordWrite(ctx, f.store.SavePush(bounded, row)); err != nil {
 		return err
@@ -274,5 +274,5 @@ func (f *Families) find(id agent.Instance) (_ *instance, full bool) {
 	if f.instances[agent.Instance{}] != nil {
 		count--
 	}
-	return f.instances[id], count >= f.opts.MaxInstances
+	return f.instances[id], count >= f.opts.Load().MaxInstances
 }

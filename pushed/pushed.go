@@ -86,7 +86,7 @@ type FamilyReserver interface {
 type Families struct {
 	store    Store
 	reserver FamilyReserver
-	opts     Options
+	opts     atomic.Pointer[Options] // Reconfigure replaces them
 	log      *slog.Logger
 	reads    *outage.Log
 	retries  backoff.Backoff
@@ -144,7 +144,7 @@ func New(store Store, reserver FamilyReserver, opts Options, reg prometheus.Regi
 		return nil, fmt.Errorf("pushed options: %w", err)
 	}
 	f := &Families{
-		store: store, reserver: reserver, opts: opts, log: log, policy: opts.Merge,
+		store: store, reserver: reserver, log: log, policy: opts.Merge,
 		reads:   outage.New(log, "stored pushes are not read, trying again", "stored pushes are read again"),
 		retries: backoff.Backoff{Min: minRetry, Max: maxRetry, Random: opts.Random},
 		writing: make(chan struct{}, 1), decoding: make(chan struct{}, 1), wake: make(chan struct{}, 1), followRequested: make(chan struct{}, 1),
@@ -156,6 +156,7 @@ func New(store Store, reserver FamilyReserver, opts Options, reg prometheus.Regi
 		passed:     make(map[string]bool),
 		floors:     make(map[string]family.Floors),
 	}
+	f.opts.Store(&opts)
 	f.view.Store(new(view))
 	var err error
 	if f.codec, err = family.NewCodec(); err != nil {
@@ -168,6 +169,27 @@ func New(store Store, reserver FamilyReserver, opts Options, reg prometheus.Regi
 		return nil, fmt.Errorf("pushed: %w", err)
 	}
 	return f, nil
+}
+
+// Options returns the options in force, with their defaults.
+func (f *Families) Options() Options { return *f.opts.Load() }
+
+// Reconfigure changes the options but Merge, Lease, Notifier and Random, which only New
+// takes. What is above a lowered limit stays until it is pushed again. After an error
+// nothing has changed.
+func (f *Families) Reconfigure(opts Options) error {
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return fmt.Errorf("pushed options: %w", err)
+	}
+	before := f.opts.Load()
+	opts.Merge, opts.Lease, opts.Notifier = before.Merge, before.Lease, before.Notifier
+	f.opts.Store(&opts)
+	select {
+	case f.wake <- struct{}{}: // another TTL moves deadlines
+	default:
+	}
+	return nil
 }
 
 // acquireWriting acquires writing, or returns the error of ctx.
@@ -242,7 +264,7 @@ func (f *Families) Healthy() error {
 	case f.writeError.err != nil:
 		return fmt.Errorf("pushed families are not stored since %s: %w",
 			f.writeError.since.UTC().Format(time.RFC3339), f.writeError.err)
-	case f.readError.err != nil && (!f.loaded || time.Since(f.readError.since) > unreadIntervals*f.opts.FollowInterval):
+	case f.readError.err != nil && (!f.loaded || time.Since(f.readError.since) > unreadIntervals*f.opts.Load().FollowInterval):
 		return fmt.Errorf("stored pushes are not read since %s: %w",
 			f.readError.since.UTC().Format(time.RFC3339), f.readError.err)
 	case !f.loaded:
@@ -257,8 +279,8 @@ var errNotLoaded = errors.New("pushed families are not loaded yet")
 // other replicas, and folds gone instances, until ctx is cancelled. Then it returns
 // nil. It returns an error only if it cannot subscribe to notifications.
 func (f *Families) Run(ctx context.Context) error {
-	if f.opts.Notifier != nil {
-		cancel, err := f.opts.Notifier.Subscribe(notificationChannel, f.handleNotification)
+	if f.opts.Load().Notifier != nil {
+		cancel, err := f.opts.Load().Notifier.Subscribe(notificationChannel, f.handleNotification)
 		if err != nil {
 			return fmt.Errorf("subscribe to notifications of pushes: %w", err)
 		}
@@ -280,7 +302,7 @@ func (f *Families) Run(ctx context.Context) error {
 	}
 	var beside sync.WaitGroup
 	defer beside.Wait()
-	beside.Go(func() { f.foldEvery(ctx, max(f.opts.FoldAfter/foldChecks, time.Millisecond)) })
+	beside.Go(func() { f.foldEvery(ctx, max(f.opts.Load().FoldAfter/foldChecks, time.Millisecond)) })
 	beside.Go(func() { f.followUntilDone(ctx) })
 
 	timer := time.NewTimer(0)
@@ -306,8 +328,8 @@ func (f *Families) expire(now time.Time) time.Duration {
 	for _, i := range f.instances {
 		switch {
 		case !i.live:
-		case i.isLive(now, f.opts.SeriesTTL):
-			next = min(next, i.expiresAt(f.opts.SeriesTTL).Sub(now))
+		case i.isLive(now, f.opts.Load().SeriesTTL):
+			next = min(next, i.expiresAt(f.opts.Load().SeriesTTL).Sub(now))
 		default:
 			i.live = false
 			changed = append(changed, i.families.Mortal()...)

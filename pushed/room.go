@@ -15,9 +15,9 @@ import (
 func (f *Families) makeRoom(ctx context.Context, now time.Time) error {
 	gone := f.goneInstances()
 	if len(gone) == 0 {
-		return fmt.Errorf("%w: %d instances are alive, which is the limit (--max-coderd-instances)", agent.ErrNoRoom, f.opts.MaxInstances)
+		return fmt.Errorf("%w: %d instances are alive, which is the limit (--max-coderd-instances)", agent.ErrNoRoom, f.opts.Load().MaxInstances)
 	}
-	gone = gone[:min(len(gone), max(1, f.opts.MaxInstances/8))]
+	gone = gone[:min(len(gone), max(1, f.opts.Load().MaxInstances/8))]
 	_, err := f.fold(ctx, now, folding{idle: notFolded(gone), removed: gone})
 	return err
 }
@@ -36,7 +36,7 @@ func notFolded(gone []*instance) (out []*instance) {
 func (f *Families) excess(next *instance) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	lines := next.lines - f.opts.MaxTotalSeries
+	lines := next.lines - f.opts.Load().MaxTotalSeries
 	for id, i := range f.instances {
 		if id != next.id {
 			lines += i.lines
@@ -53,7 +53,7 @@ func (f *Families) makeSeriesRoom(ctx context.Context, now time.Time, next *inst
 	var gone []*instance
 	freed := 0
 	for _, i := range f.goneInstances() {
-		if i.id != next.id && freed < excess+f.opts.MaxTotalSeries/family.SpareParts {
+		if i.id != next.id && freed < excess+f.opts.Load().MaxTotalSeries/family.SpareParts {
 			gone, freed = append(gone, i), freed+i.lines
 		}
 	}

@@ -47,7 +47,7 @@ func push(t *testing.T, f *Families, now time.Time, id byte, snapshot int64, fin
 // that starts now.
 func requireServed(t *testing.T, f *Families, store Store, want map[string]float64) {
 	t.Helper()
-	for _, f := range []*Families{f, open(t, store, f.opts)} {
+	for _, f := range []*Families{f, open(t, store, f.Options())} {
 		got := make(map[string]float64)
 		for key, v := range check(t, f) {
 			if label, ok := strings.CutPrefix(key, `{__name__="x_total", l="`); ok {

@@ -57,7 +57,7 @@ func (f *Families) overdue(now time.Time) (out []*instance) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for id, b := range f.unreadable {
-		if id != (agent.Instance{}) && f.instances[id] == nil && now.Sub(b.updatedAt) >= f.opts.ForgetAfter {
+		if id != (agent.Instance{}) && f.instances[id] == nil && now.Sub(b.updatedAt) >= f.opts.Load().ForgetAfter {
 			out = append(out, &instance{id: id, version: b.version})
 		}
 	}

@@ -87,7 +87,7 @@ func (f *Families) replaceLocked(now time.Time, next []*instance, gone []agent.I
 			changed = append(changed, old.families.Names()...)
 		}
 		changed = append(changed, i.families.Names()...)
-		i.live = i.isLive(now, f.opts.SeriesTTL)
+		i.live = i.isLive(now, f.opts.Load().SeriesTTL)
 		f.instances[i.id] = i
 	}
 	f.rebuildLocked(now, append(changed, f.updateTypesLocked()...))
@@ -187,7 +187,7 @@ func (f *Families) updateOwnedLocked(now time.Time) {
 		switch {
 		case f.rendered[name] != nil:
 		case c.until.IsZero():
-			f.owned[name] = ownership{c.typ, now.Add(f.opts.OwnFor)}
+			f.owned[name] = ownership{c.typ, now.Add(f.opts.Load().OwnFor)}
 		case !now.Before(c.until):
 			delete(f.owned, name)
 			changed = true

@@ -44,6 +44,10 @@ func (r *Replicas) registerGauges(reg prometheus.Registerer) error {
 			Name: "agentstatsd_replica_strangers",
 			Help: "Replicas that send messages but are not in the database: cut off from it, or of another deployment with the same id.",
 		}, func() float64 { return float64(r.countStrangers()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_replica_config_differences",
+			Help: "Tokens, limits and other options that this replica has otherwise than others that live.",
+		}, func() float64 { return float64(r.countDifferences()) }),
 	)
 }
 

@@ -100,6 +100,8 @@ type Replicas struct {
 	load           agent.Load      // for the next heartbeat
 	others         []agent.Replica // those that live, as of the last heartbeat
 	intervalFactor float64         // as of the last heartbeat; 0: there was none
+	config         string          // see SetConfig
+	differences    []string        // of the others' from it, as of the last heartbeat
 
 	// Only Run uses what follows.
 	seen   map[agent.ID]observation
@@ -268,6 +270,7 @@ func (r *Replicas) recordHeartbeat(ctx context.Context) {
 	r.err = nil
 	r.mu.Unlock()
 	r.heartbeats.Works(ctx)
+	r.compareConfigs(ctx)
 
 	leads := r.Leads()
 	if !was || led != leads {

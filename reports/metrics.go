@@ -66,11 +66,11 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 func (r *Reports) registerGauges(reg prometheus.Registerer) error {
 	of := func(f func() int) func() float64 { return func() float64 { return float64(r.count(f)) } }
 	err := ownmetrics.RegisterLimits(reg,
-		ownmetrics.Fixed("report_subscriptions", r.opts.MaxSubscriptions, of(func() int { return len(r.subscriptions) })),
-		ownmetrics.Fixed("report_sums", r.opts.MaxSums, ownmetrics.Value(r.metrics.sums)),
-		ownmetrics.Fixed("report_sum_bytes", r.opts.MaxSumBytes, ownmetrics.Value(r.metrics.sumBytes)),
-		ownmetrics.Fixed("reports_pending", r.opts.MaxPending, of(func() int { return r.pending })),
-		ownmetrics.Fixed("reports_pending_bytes", r.opts.MaxPendingBytes, of(func() int { return r.pendingBytes })),
+		ownmetrics.Of("report_subscriptions", r.opts.Load, func(o *Options) int { return o.MaxSubscriptions }, of(func() int { return len(r.subscriptions) })),
+		ownmetrics.Of("report_sums", r.opts.Load, func(o *Options) int { return o.MaxSums }, ownmetrics.Value(r.metrics.sums)),
+		ownmetrics.Of("report_sum_bytes", r.opts.Load, func(o *Options) int { return o.MaxSumBytes }, ownmetrics.Value(r.metrics.sumBytes)),
+		ownmetrics.Of("reports_pending", r.opts.Load, func(o *Options) int { return o.MaxPending }, of(func() int { return r.pending })),
+		ownmetrics.Of("reports_pending_bytes", r.opts.Load, func(o *Options) int { return o.MaxPendingBytes }, of(func() int { return r.pendingBytes })),
 	)
 	if err != nil {
 		return err

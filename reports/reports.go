@@ -124,7 +124,7 @@ var retries = backoff.Backoff{Min: 250 * time.Millisecond, Max: 10 * time.Second
 // concurrent use.
 type Reports struct {
 	store   Store
-	opts    Options
+	opts    atomic.Pointer[Options] // Reconfigure replaces them
 	metrics *metrics
 	log     *slog.Logger
 	// polls, writing and deliveries are outages of the database.
@@ -175,7 +175,6 @@ func New(store Store, opts Options, reg prometheus.Registerer, log *slog.Logger)
 	}
 	r := &Reports{
 		store:      store,
-		opts:       opts,
 		log:        log,
 		polls:      outage.New(log, "subscriptions to reports are not read, trying again", "subscriptions to reports are read again"),
 		writing:    outage.New(log, "reports for watchers are not written, trying again", "reports for watchers are written again"),
@@ -186,6 +185,7 @@ func New(store Store, opts Options, reg prometheus.Registerer, log *slog.Logger)
 		full:       make(map[int64]bool),
 		streams:    make(map[chan struct{}]struct{}),
 	}
+	r.opts.Store(&opts)
 	var err error
 	if r.metrics, err = newMetrics(reg); err != nil {
 		return nil, fmt.Errorf("reports: %w", err)
@@ -196,10 +196,26 @@ func New(store Store, opts Options, reg prometheus.Registerer, log *slog.Logger)
 	return r, nil
 }
 
+// Options returns the options in force, with their defaults.
+func (r *Reports) Options() Options { return *r.opts.Load() }
+
+// Reconfigure changes the limits and the retention. What is above a lowered limit stays.
+// After an error nothing has changed.
+func (r *Reports) Reconfigure(opts Options) error {
+	before := r.opts.Load()
+	opts.ID, opts.Shared, opts.Lease = before.ID, before.Shared, before.Lease
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return fmt.Errorf("reports options: %w", err)
+	}
+	r.opts.Store(&opts)
+	return nil
+}
+
 // Load reads the subscriptions from the database. It must return before the first
 // report. A subscription that is made later waits for this replica to confirm it.
 func (r *Reports) Load(ctx context.Context) error {
-	if err := r.store.RecordReportWriterHeartbeat(ctx, r.opts.ID); err != nil {
+	if err := r.store.RecordReportWriterHeartbeat(ctx, r.opts.Load().ID); err != nil {
 		return err
 	}
 	return r.readSubscriptions(ctx)

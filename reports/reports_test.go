@@ -68,7 +68,7 @@ func (r *replica) watch(t *testing.T, w agent.ReportWatch) *watcher {
 // report has the replica take in a report of agent n.
 func (r *replica) report(n byte, sequence, bytes int64) {
 	r.Add(&agent.ReportSum{
-		Agent: agent.ID{n}, Instance: agent.Instance(r.opts.ID), Order: agent.Order{Epoch: 1, Sequence: sequence},
+		Agent: agent.ID{n}, Instance: agent.Instance(r.opts.Load().ID), Order: agent.Order{Epoch: 1, Sequence: sequence},
 		Reports: 1, RxBytes: bytes, Data: []byte{byte(sequence)},
 	})
 }

@@ -133,12 +133,12 @@ func (s *stream) open(ctx context.Context) (opened agent.OpenedSubscription, kee
 		err = r.call(ctx, func(ctx context.Context) (err error) {
 			opened, err = r.store.OpenSubscription(ctx, agent.SubscriptionOpening{
 				Name: s.watch.Name, Stream: s.id, Position: s.watch.Position, StandBy: s.watch.StandBy,
-				Lease: r.opts.Lease, Max: r.opts.MaxSubscriptions, Incarnation: randomID(),
+				Lease: r.opts.Load().Lease, Max: r.opts.Load().MaxSubscriptions, Incarnation: randomID(),
 			})
 			return err
 		})
 		keep(bytesOf(opened.Unacked))
-		wait := r.opts.Lease / 3
+		wait := r.opts.Load().Lease / 3
 		switch {
 		case errors.Is(err, agent.ErrTooMany):
 			r.metrics.refused.Inc()
@@ -171,7 +171,7 @@ func (s *stream) opened(ctx context.Context, o agent.OpenedSubscription) {
 	if o.Unacked != nil {
 		s.acked, s.stored = o.Number-1, o.Number-1
 	}
-	s.renew = time.Now().Add(r.opts.Lease / 3)
+	s.renew = time.Now().Add(r.opts.Load().Lease / 3)
 	switch {
 	case o.Created:
 		r.log.InfoContext(ctx, "a subscription to reports was made", "name", o.Name)
@@ -186,7 +186,7 @@ func (s *stream) opened(ctx context.Context, o agent.OpenedSubscription) {
 func (s *stream) start(ctx context.Context) error {
 	r := s.reports
 	within := writerTimeout
-	if !r.opts.Shared {
+	if !r.opts.Load().Shared {
 		within = 0
 	}
 	missing, forced := false, false
@@ -202,7 +202,7 @@ func (s *stream) start(ctx context.Context) error {
 			r.log.WarnContext(ctx, "a subscription to reports begins although a replica does not confirm it", "name", s.watch.Name)
 		}
 		err := r.call(ctx, func(ctx context.Context) (err error) {
-			s.subscription.Since, err = r.store.StartSubscription(ctx, s.subscription.ID, r.opts.ID, within, force)
+			s.subscription.Since, err = r.store.StartSubscription(ctx, s.subscription.ID, r.opts.Load().ID, within, force)
 			return err
 		})
 		wait := batchInterval / 4
@@ -327,7 +327,7 @@ func (s *stream) step(ctx context.Context) error {
 	}
 	d := agent.Delivery{
 		Subscription: s.subscription.ID, Incarnation: s.subscription.Incarnation, Stream: s.id,
-		Number: s.number, Nonce: s.nonce, Acked: s.acked, Lease: r.opts.Lease,
+		Number: s.number, Nonce: s.nonce, Acked: s.acked, Lease: r.opts.Load().Lease,
 	}
 	if wanted {
 		d.Limit, d.Bytes, d.NextNonce = batchSize, batchBytes, randomID()
@@ -356,7 +356,7 @@ func (s *stream) step(ctx context.Context) error {
 	s.failures = 0
 	s.reports.deliveries.Works(ctx)
 	if needed {
-		s.stored, s.renew = max(s.stored, s.acked), now.Add(r.opts.Lease/3)
+		s.stored, s.renew = max(s.stored, s.acked), now.Add(r.opts.Load().Lease/3)
 	}
 	if wanted && (batch == nil || !batch.More) {
 		s.next = now.Add(batchInterval)
@@ -388,7 +388,7 @@ func (s *stream) storeLastAck(ctx context.Context) error {
 	for s.acked > s.stored {
 		_, err := s.reports.store.DeliverReports(ctx, agent.Delivery{
 			Subscription: s.subscription.ID, Incarnation: s.subscription.Incarnation, Stream: s.id,
-			Number: s.number, Nonce: s.nonce, Acked: s.acked, Lease: s.reports.opts.Lease,
+			Number: s.number, Nonce: s.nonce, Acked: s.acked, Lease: s.reports.opts.Load().Lease,
 		})
 		if err == nil {
 			break

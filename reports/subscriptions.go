@@ -17,7 +17,7 @@ func (r *Reports) poll(ctx context.Context) {
 		now := time.Now()
 		err := r.readSubscriptions(ctx)
 		if err == nil && now.Sub(heartbeat) >= r.heartbeatInterval() {
-			err, heartbeat = r.call(ctx, func(ctx context.Context) error { return r.store.RecordReportWriterHeartbeat(ctx, r.opts.ID) }), now
+			err, heartbeat = r.call(ctx, func(ctx context.Context) error { return r.store.RecordReportWriterHeartbeat(ctx, r.opts.Load().ID) }), now
 		}
 		if err == nil && now.Sub(count) >= countInterval && r.Wanted() {
 			err, count = r.countSums(ctx), now
@@ -54,7 +54,7 @@ func (r *Reports) poll(ctx context.Context) {
 // replicas it may be long. It must be below a month, after which the row of a writer is
 // removed.
 func (r *Reports) heartbeatInterval() time.Duration {
-	if r.opts.Shared {
+	if r.opts.Load().Shared {
 		return heartbeatInterval
 	}
 	return time.Hour
@@ -79,7 +79,7 @@ func (r *Reports) readSubscriptions(ctx context.Context) error {
 		if len(fresh) == 0 {
 			return nil
 		}
-		if err := r.store.ConfirmSubscriptions(ctx, r.opts.ID, fresh); err != nil {
+		if err := r.store.ConfirmSubscriptions(ctx, r.opts.Load().ID, fresh); err != nil {
 			return err
 		}
 		r.mu.Lock()
@@ -139,7 +139,7 @@ func (r *Reports) countSums(ctx context.Context) error {
 		var most agent.ReportCount
 		for _, s := range r.subscriptions {
 			n := counts[s.ID]
-			r.full[s.ID] = n.Agents >= int64(r.opts.MaxSums) || n.Bytes >= int64(r.opts.MaxSumBytes)
+			r.full[s.ID] = n.Agents >= int64(r.opts.Load().MaxSums) || n.Bytes >= int64(r.opts.Load().MaxSumBytes)
 			most = agent.ReportCount{Agents: max(most.Agents, n.Agents), Bytes: max(most.Bytes, n.Bytes)}
 		}
 		r.metrics.sums.Set(float64(most.Agents))
@@ -151,7 +151,7 @@ func (r *Reports) countSums(ctx context.Context) error {
 // expireSubscriptions removes the subscriptions that nobody watches.
 func (r *Reports) expireSubscriptions(ctx context.Context) error {
 	return r.call(ctx, func(ctx context.Context) error {
-		expired, err := r.store.ExpireSubscriptions(ctx, r.opts.Retention)
+		expired, err := r.store.ExpireSubscriptions(ctx, r.opts.Load().Retention)
 		for _, e := range expired {
 			r.metrics.expired.Inc()
 			r.log.WarnContext(ctx, "a subscription to reports had no stream for too long and is removed",

@@ -111,7 +111,7 @@ func (r *Reports) add(sum *agent.ReportSum) (done report) {
 	g := r.groups[len(r.groups)-1]
 	u := g.agents[sum.Agent]
 	switch {
-	case u == nil && r.pending >= r.opts.MaxPending:
+	case u == nil && r.pending >= r.opts.Load().MaxPending:
 		return r.dropLocked(droppedPending, added)
 	case u == nil && !r.hasRoomLocked(sumBytes+reportBytes+len(sum.Data)):
 		return r.dropLocked(droppedPendingBytes, added)
@@ -167,7 +167,7 @@ func (r *Reports) addRestLocked(u *unwritten, sum *agent.ReportSum) {
 
 // hasRoomLocked reports whether the pending reports may take so many more bytes.
 func (r *Reports) hasRoomLocked(more int) bool {
-	return more <= 0 || r.pendingBytes+more <= r.opts.MaxPendingBytes
+	return more <= 0 || r.pendingBytes+more <= r.opts.Load().MaxPendingBytes
 }
 
 // dropLocked counts a report that is not written, and returns it.

@@ -57,7 +57,7 @@ func (r *Reports) writeRest(ctx context.Context) {
 			return
 		}
 	}
-	if err := r.store.RemoveReportWriter(ctx, r.opts.ID); err != nil {
+	if err := r.store.RemoveReportWriter(ctx, r.opts.Load().ID); err != nil {
 		r.log.DebugContext(ctx, "this writer of reports is not removed", "error", err)
 	}
 }
@@ -103,7 +103,7 @@ func (r *Reports) freeze() bool {
 	}
 	f := &frozenBatch{
 		agents: g.order[:n:n],
-		write:  agent.ReportWrite{Writer: r.opts.ID, Sequence: r.sequence + 1, Sums: make([]agent.ReportSum, 0, reports)},
+		write:  agent.ReportWrite{Writer: r.opts.Load().ID, Sequence: r.sequence + 1, Sums: make([]agent.ReportSum, 0, reports)},
 	}
 	g.order = g.order[n:]
 	r.pending, r.pendingBytes = r.pending-n, r.pendingBytes-size
@@ -166,7 +166,7 @@ func (r *Reports) writeFrozen(ctx context.Context) (known bool) {
 		written, err = r.store.AddReports(ctx, r.frozen.write)
 		if errors.Is(err, agent.ErrUnknownWriter) {
 			// The database is older than this process.
-			if err = r.store.RecordReportWriterHeartbeat(ctx, r.opts.ID); err == nil {
+			if err = r.store.RecordReportWriterHeartbeat(ctx, r.opts.Load().ID); err == nil {
 				written, err = r.store.AddReports(ctx, r.frozen.write)
 			}
 		}

@@ -2,7 +2,6 @@ package simulate_test
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"log/slog"
 	"net"
@@ -156,7 +155,7 @@ func (s *service) start() {
 	for _, address := range s.addresses {
 		listener := bufconn.Listen(64 << 10)
 		reg := prometheus.NewRegistry()
-		api, err := grpcserver.New(agents, grpcserver.Options{CoderdTokenHash: sha256.Sum256([]byte(coderdToken)), IdleTimeout: 15 * time.Second}, reg, log)
+		api, err := grpcserver.New(agents, grpcserver.Options{Tokens: grpcserver.Tokens{Coderd: []grpcserver.Token{grpcserver.NewToken("default", coderdToken)}}, IdleTimeout: 15 * time.Second}, reg, log)
 		require.NoError(t, err)
 		_, err = agentapi.New(api,
 			agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reports: watched},

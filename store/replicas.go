@@ -17,10 +17,10 @@ func (s *Store) RecordHeartbeat(ctx context.Context, me agent.Replica, takeover 
 	id, nobody := s.dialect.id(me.ID), s.dialect.id(agent.ID{})
 	err = s.change(ctx, "record heartbeat", func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `
-INSERT INTO replicas (id, name, beats, load_cpu, load_pending_age, load_flush) VALUES ($1, $2, 1, $3, $4, $5)
-ON CONFLICT (id) DO UPDATE SET name = excluded.name, beats = replicas.beats + 1,
+INSERT INTO replicas (id, name, beats, load_cpu, load_pending_age, load_flush, config) VALUES ($1, $2, 1, $3, $4, $5, $6)
+ON CONFLICT (id) DO UPDATE SET name = excluded.name, beats = replicas.beats + 1, config = excluded.config,
     load_cpu = excluded.load_cpu, load_pending_age = excluded.load_pending_age, load_flush = excluded.load_flush`,
-			id, me.Name, me.Load.CPU, me.Load.PendingAge, me.Load.Flush)
+			id, me.Name, me.Load.CPU, me.Load.PendingAge, me.Load.Flush, me.Config)
 		if err != nil {
 			return fmt.Errorf("count: %w", err)
 		}
@@ -35,9 +35,9 @@ WHERE holder = $1 OR holder = $2 OR beats = $3`, id, nobody, takeover)
 		}
 		replicas = nil
 		if err := s.stream(ctx, tx, pageOfReplicas, `
-SELECT id, name, beats, load_cpu, load_pending_age, load_flush FROM replicas ORDER BY id`, nil, func(rows *sql.Rows) error {
+SELECT id, name, beats, load_cpu, load_pending_age, load_flush, config FROM replicas ORDER BY id`, nil, func(rows *sql.Rows) error {
 			var r agent.Replica
-			err := rows.Scan(&r.ID, &r.Name, &r.Heartbeats, &r.Load.CPU, &r.Load.PendingAge, &r.Load.Flush)
+			err := rows.Scan(&r.ID, &r.Name, &r.Heartbeats, &r.Load.CPU, &r.Load.PendingAge, &r.Load.Flush, &r.Config)
 			replicas = append(replicas, r)
 			return err
 		}); err != nil {

@@ -37,14 +37,28 @@ func (c *conn) reset() {
 // replaces a connection without a request. That is the one that has waited the longest
 // for its first request, else the longest idle one. If there is none, it is closed.
 type conns struct {
-	max, maxPerAddress int
 	// refused counts what is closed for which limit: all, address.
 	refused func(limit string)
 
 	mu sync.Mutex
+	// Guarded by mu.
+	max, maxPerAddress int
 	// all has them by what the listener below accepted.
 	all       map[net.Conn]*conn
 	addresses map[netip.Prefix]int
+}
+
+// limits returns how many there may be, in all and of one address.
+func (l *conns) limits() (all, perAddress int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.max, l.maxPerAddress
+}
+
+func (l *conns) setLimits(all, perAddress int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.max, l.maxPerAddress = all, perAddress
 }
 
 // add makes room for c, or reports false.

@@ -46,10 +46,10 @@ const (
 // as the rate needs to give all slots, also if it is free before. It does not for its
 // connection: that would favor new ones, of which anybody can have many.
 type line struct {
-	slots int
-	pace  *rate.Limiter // of slots that are given
+	pace *rate.Limiter // of slots that are given
 
 	mu      sync.Mutex
+	slots   int
 	waiting []*ticket // no order
 	running []*ticket
 	recent  []served    // done, and still counted

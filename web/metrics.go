@@ -39,8 +39,8 @@ func (s *Server) registerGauges(reg prometheus.Registerer) error {
 // registerLimits registers the limits of the listener of that name.
 func (s *Server) registerLimits(listener string, reg prometheus.Registerer) error {
 	return ownmetrics.RegisterLimits(reg,
-		ownmetrics.Fixed("http_connections/"+listener, s.conns.max, ownmetrics.Count(s.conns.len)),
-		ownmetrics.Fixed("http_connections_per_address/"+listener, s.conns.maxPerAddress, ownmetrics.Count(s.conns.most)),
+		ownmetrics.Of("http_connections/"+listener, s.inForce, func(o *Options) int { return o.MaxConns }, ownmetrics.Count(s.conns.len)),
+		ownmetrics.Of("http_connections_per_address/"+listener, s.inForce, func(o *Options) int { return o.MaxConnsPerAddress }, ownmetrics.Count(s.conns.most)),
 	)
 }
 
@@ -65,11 +65,14 @@ func newScrapesMetrics(reg prometheus.Registerer) (*scrapesMetrics, error) {
 // registerGauges registers the gauge of scrapes that wait now, and the limits.
 func (s *Scrapes) registerGauges(reg prometheus.Registerer) error {
 	err := ownmetrics.RegisterLimits(reg,
-		ownmetrics.Fixed("concurrent_scrapes", s.line.slots, func() float64 {
+		ownmetrics.Limit{What: "concurrent_scrapes", Limit: func() float64 {
+			slots, _ := s.Limits()
+			return float64(slots)
+		}, Usage: func() float64 {
 			s.line.mu.Lock()
 			defer s.line.mu.Unlock()
 			return float64(len(s.line.running))
-		}),
+		}},
 		ownmetrics.Limit{What: "scrapes_per_second", Limit: func() float64 { return float64(s.line.pace.Limit()) }},
 	)
 	if err != nil {

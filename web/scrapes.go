@@ -45,6 +45,25 @@ func NewScrapes(next http.Handler, slots int, perSecond rate.Limit, reg promethe
 	return s, nil
 }
 
+// Reconfigure changes how many requests are served at once, and in a second. Those that are
+// being served go on.
+func (s *Scrapes) Reconfigure(slots int, perSecond rate.Limit) {
+	l := s.line
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.slots = slots
+	l.pace.SetLimit(perSecond)
+	l.pace.SetBurst(slots)
+	l.grantLocked()
+}
+
+// Limits returns what Reconfigure set, or NewScrapes.
+func (s *Scrapes) Limits() (slots int, perSecond rate.Limit) {
+	s.line.mu.Lock()
+	defer s.line.mu.Unlock()
+	return s.line.slots, s.line.pace.Limit()
+}
+
 // ServeHTTP implements http.Handler.
 func (s *Scrapes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet { // answered without a scrape

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -39,6 +40,7 @@ type Server struct {
 	conns     *conns
 	settings  *secrets.Watched[*settings] // nil: there is no file
 	handshake *handshake.Gate             // nil: likewise
+	opts      atomic.Pointer[Options]     // Reconfigure replaces them
 	passwords *passwords
 	next      http.Handler
 }
@@ -50,6 +52,7 @@ func NewServer(next http.Handler, opts Options, reg prometheus.Registerer, log *
 		return nil, fmt.Errorf("web options: %w", err)
 	}
 	s := &Server{passwords: newPasswords(), next: next}
+	s.opts.Store(&opts)
 	s.conns = &conns{
 		max: opts.MaxConns, maxPerAddress: opts.MaxConnsPerAddress,
 		all: make(map[net.Conn]*conn), addresses: make(map[netip.Prefix]int),
@@ -111,6 +114,40 @@ func NewServer(next http.Handler, opts Options, reg prometheus.Registerer, log *
 		},
 	}
 	return s, nil
+}
+
+// Options returns the options in force, with their defaults.
+func (s *Server) Options() Options {
+	opts := *s.opts.Load()
+	if s.handshake != nil {
+		opts.Handshakes = s.handshake.Options()
+	}
+	opts.MaxConns, opts.MaxConnsPerAddress = s.conns.limits()
+	return opts
+}
+
+func (s *Server) inForce() *Options {
+	opts := s.Options()
+	return &opts
+}
+
+// Reconfigure changes the limits of connections and handshakes. Connections above a
+// lowered limit stay. After an error nothing has changed.
+func (s *Server) Reconfigure(opts Options) error {
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return fmt.Errorf("web options: %w", err)
+	}
+	if s.handshake != nil {
+		if err := s.handshake.Reconfigure(opts.Handshakes); err != nil {
+			return err
+		}
+	}
+	s.conns.setLimits(opts.MaxConns, opts.MaxConnsPerAddress)
+	before := s.opts.Load()
+	opts.Name, opts.Config, opts.WriteTimeout = before.Name, before.Config, before.WriteTimeout
+	s.opts.Store(&opts)
+	return nil
 }
 
 // Serve serves on lis until ctx ends, then waits a moment for requests that are

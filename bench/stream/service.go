@@ -2,7 +2,6 @@ package stream
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -99,7 +98,7 @@ func (s *service) build(ctx context.Context, db *store.Store, reg *metrics.Regis
 		return err
 	}
 	opts := grpcserver.Options{
-		CoderdTokenHash: sha256.Sum256([]byte(args.Token)),
+		Tokens: grpcserver.Tokens{Coderd: []grpcserver.Token{grpcserver.NewToken("default", args.Token)}},
 		// Idle streams are measured, and thousands come at once from one address.
 		IdleTimeout: time.Hour, MaxConnections: 1 << 20, MaxStrangersPerAddress: 1 << 20,
 	}

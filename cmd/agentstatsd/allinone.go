@@ -8,11 +8,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"sync/atomic"
 
 	"github.com/coder/serpent"
 	"google.golang.org/grpc"
 
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/stages"
+	"github.com/coder/agentstatsd/optiontable"
 )
 
 func allInOneCommand() *serpent.Command {
@@ -23,8 +26,8 @@ func allInOneCommand() *serpent.Command {
 		Long: "A stock coderd gets one process beside it. It has the options of serve and those of bridge but --service-url. What both have is set once, as of serve: " +
 			"the addresses for Prometheus, TLS, --drain-timeout, the log, by its variables, too. Agents' connections break for a moment when it restarts, so it stops quickly.\n\n" +
 			"  agentstatsd all-in-one --upstream http://coder:7080 --coder-url https://coder.example.com --coder-api-token-file /etc/agentstatsd/api-token",
-		Options:    b.allInOneOptions(),
-		Middleware: serpent.Chain(noArguments, refuseBridgeVariables, configuredBy(&b.configFile, b.validateAllInOne)),
+		Options:    b.withPrint(b.allInOneOptions()),
+		Middleware: serpent.Chain(optiontable.NoArguments, refuseBridgeVariables, configured(&b.config, b.validateAllInOne, freshAllInOne)),
 		Handler: func(inv *serpent.Invocation) error {
 			log, err := newLogger(inv.Stderr, &b.config)
 			if err != nil {
@@ -34,6 +37,12 @@ func allInOneCommand() *serpent.Command {
 			return runAllInOne(inv.Context(), &b, log)
 		},
 	}
+}
+
+// freshAllInOne returns the configuration of both, not read yet.
+func freshAllInOne() *candidate {
+	b := new(bridgeConfig)
+	return &candidate{config: &b.config, bridge: b, options: b.allInOneOptions(), validate: b.validateAllInOne}
 }
 
 // allInOneOptions are those of a service, and those of a bridge that it does not have.
@@ -97,13 +106,14 @@ func runAllInOne(ctx context.Context, b *bridgeConfig, log *slog.Logger) error {
 	if err != nil {
 		return unlessStopped(ctx, err)
 	}
+	s.InForce.bridge = b
 	agents, err := b.buildBeside(ctx, s)
 	if err != nil {
 		s.close()
 		return unlessStopped(ctx, err)
 	}
 	log.Info("agentstatsd bridge starts", b.places(agents)...)
-	return s.run(ctx, stage{"bridge", s.bridge.tasks(agents), b.stopTimeout()})
+	return s.run(ctx, stages.Stage{Name: "bridge", Tasks: s.bridge.tasks(agents), Timeout: b.stopTimeout()})
 }
 
 // buildBeside makes the bridge of a service, and returns its listener for agents; nil: none
@@ -129,11 +139,13 @@ var errOtherCertificate = errors.New("want the certificate of this process, got 
 
 // dial returns a connection to the service itself, with coderd's token.
 func (s *service) dial() (*grpc.ClientConn, error) {
-	token, err := readToken(tokenOfCoderd, s.config.tokenFile(), s.log)
-	if err != nil {
+	token := &ownToken{plaintext: s.tls == nil}
+	if _, err := token.read(s.config, s.log); err != nil {
 		return nil, err
 	}
-	opts := client.DialOptions{Token: token, Plaintext: s.tls == nil}
+	// After the service takes the new ones.
+	s.AddFiles("the bridge's token", func(n *candidate) (func() bool, error) { return token.prepare(n.config, s.log) })
+	opts := client.DialOptions{Plaintext: s.tls == nil}
 	if s.tls != nil {
 		opts.TLS = &tls.Config{
 			MinVersion:         tls.VersionTLS12,
@@ -146,7 +158,42 @@ func (s *service) dial() (*grpc.ClientConn, error) {
 			},
 		}
 	}
-	return client.Dial("passthrough:///agentstatsd", opts, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+	return client.Dial("passthrough:///agentstatsd", opts, grpc.WithPerRPCCredentials(token), grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "tcp", s.grpcListener.Addr().String())
 	}))
 }
+
+// ownToken is the first of coderd's tokens, by which the bridge calls the service.
+type ownToken struct {
+	text      atomic.Pointer[string]
+	plaintext bool
+}
+
+// read makes the token in the file the one for calls.
+func (o *ownToken) read(c *config, log *slog.Logger) (changed bool, err error) {
+	use, err := o.prepare(c, log)
+	if err != nil {
+		return false, err
+	}
+	return use(), nil
+}
+
+// prepare reads the file, for a reload.
+func (o *ownToken) prepare(c *config, log *slog.Logger) (use func() (changed bool), err error) {
+	next, err := readToken(tokenOfCoderd, c.tokenFile(), log)
+	if err != nil {
+		return nil, err
+	}
+	return func() bool {
+		before := o.text.Swap(&next)
+		return before == nil || *before != next
+	}, nil
+}
+
+// GetRequestMetadata implements credentials.PerRPCCredentials.
+func (o *ownToken) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{"authorization": "Bearer " + *o.text.Load()}, nil
+}
+
+// RequireTransportSecurity implements credentials.PerRPCCredentials.
+func (o *ownToken) RequireTransportSecurity() bool { return !o.plaintext }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/coder/serpent"
 
+	"github.com/coder/agentstatsd/optiontable"
 	"github.com/coder/agentstatsd/store"
 	"github.com/coder/agentstatsd/store/backup"
 )
@@ -42,7 +43,7 @@ func backupCommand() *serpent.Command {
 		Long: "Writes a copy of the database to a new file, which only its owner may read; - is the standard output. " +
 			"All that was acked as durable before is in it. The copy is checked as a whole.",
 		Options:    showOnly(c.options(), "config", "data-dir"),
-		Middleware: serpent.Chain(oneFile, c.configured),
+		Middleware: serpent.Chain(oneFile, configured(&c, c.validate, nil)),
 		Handler: func(inv *serpent.Invocation) error {
 			if c.databaseURL != "" {
 				return errors.New("backup copies SQLite databases: copy a PostgreSQL database with pg_dump --format=custom")
@@ -78,7 +79,7 @@ func restoreCommand() *serpent.Command {
 			{Flag: "new-deployment", Description: "Give the copy an id of its own: where the original goes on beside it, as for a staging.",
 				Default: "false", Value: serpent.BoolOf(&newDeployment)},
 		}, showOnly(c.options(), "config", "data-dir")...),
-		Middleware: serpent.Chain(oneFile, c.configured),
+		Middleware: serpent.Chain(oneFile, configured(&c, c.validate, nil)),
 		Handler: func(inv *serpent.Invocation) error {
 			file := inv.Args[0]
 			if checkOnly {
@@ -129,9 +130,9 @@ func migrateCommand() *serpent.Command {
 		Options: append(serpent.OptionSet{
 			{Flag: "status", Description: "Show the version only, as without any flag.", Default: "false", Value: serpent.BoolOf(&status)},
 			{Flag: "to", Description: "The version to take the schema to, up or down, while no service uses the database.",
-				Default: "0", Value: within(&to, 0, largestInteger)},
+				Default: "0", Value: atLeast(&to, 0)},
 		}, showOnly(c.options(), "config", "data-dir", "database-url", "database-transaction-pooling", "lease-duration")...),
-		Middleware: serpent.Chain(noArguments, c.configured),
+		Middleware: serpent.Chain(optiontable.NoArguments, configured(&c, c.validate, nil)),
 		Handler: func(inv *serpent.Invocation) error {
 			if to == 0 {
 				return c.printSchema(inv.Context(), inv.Stdout)

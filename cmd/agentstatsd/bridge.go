@@ -15,8 +15,12 @@ import (
 
 	"github.com/coder/agentstatsd/bridge"
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/addresses"
 	"github.com/coder/agentstatsd/internal/handshake"
+	"github.com/coder/agentstatsd/internal/stages"
 	"github.com/coder/agentstatsd/metrics"
+	"github.com/coder/agentstatsd/optiontable"
+	"github.com/coder/agentstatsd/reload"
 	"github.com/coder/agentstatsd/scrape"
 	"github.com/coder/agentstatsd/secrets"
 	"github.com/coder/agentstatsd/web"
@@ -30,8 +34,8 @@ func bridgeCommand() *serpent.Command {
 		Long: "Agents and workspaces are read at --coder-url, and registered with the service. Agents' connections come to --listen, as the ingress sends the path /api/v2/workspaceagents/me/rpc there, and go on to " +
 			"--upstream, byte by byte. What a copy of them says is relayed to the service. Whatever goes wrong there, the connections go on. Coderds' own metrics are scraped at --coderd-metrics-url, and pushed to the service. Each of the three can be left out.\n\n" +
 			"  agentstatsd bridge --upstream http://coder:7080 --service-url 'agentstatsd://stats:2113?token_file=/etc/agentstatsd/token'",
-		Options:    c.options(),
-		Middleware: serpent.Chain(noArguments, configuredBy(&c.configFile, c.validate)),
+		Options:    c.withPrint(c.options()),
+		Middleware: serpent.Chain(optiontable.NoArguments, configured(&c.config, c.validate, freshBridge)),
 		Handler: func(inv *serpent.Invocation) error {
 			log, err := newLogger(inv.Stderr, &c.config)
 			if err != nil {
@@ -41,6 +45,12 @@ func bridgeCommand() *serpent.Command {
 			return runBridge(inv.Context(), &c, log)
 		},
 	}
+}
+
+// freshBridge returns the configuration of a bridge, not read yet.
+func freshBridge() *candidate {
+	b := new(bridgeConfig)
+	return &candidate{config: &b.config, bridge: b, options: b.options(), validate: b.validate}
 }
 
 // validate checks the options of a bridge. Its errors name the flags.
@@ -53,7 +63,7 @@ func (b *bridgeConfig) validate() error {
 		errs = append(errs, errors.New("--tls-cert-file and --tls-key-file need each other"))
 	}
 	for _, l := range []struct{ flag, address string }{{"prometheus-address", b.prometheusAddress}, {"pprof-address", b.pprofAddress}} {
-		if err := checkAddress(l.address); err != nil && (l.address != "" || l.flag != "pprof-address") {
+		if err := addresses.Check(l.address); err != nil && (l.address != "" || l.flag != "pprof-address") {
 			errs = append(errs, fmt.Errorf("--%s %q: want host:port, such as 127.0.0.1:2115: %w", l.flag, l.address, err))
 		}
 	}
@@ -73,10 +83,10 @@ func (b *bridgeConfig) validateOwn() error {
 	if most := maxAgentConnections(); b.maxAgentConns > most {
 		errs = append(errs, fmt.Errorf("--max-agent-connections: want at most %d, nine twentieths of the files that the process may open, got %d", most, b.maxAgentConns))
 	}
-	if err := checkAddress(b.listen); err != nil {
+	if err := addresses.Check(b.listen); err != nil {
 		errs = append(errs, fmt.Errorf("--listen %q: want host:port, such as 127.0.0.1:2114: %w", b.listen, err))
 	} else if b.tlsCertFile == "" && !b.allowPlaintext {
-		if loopback, err := isLoopback(b.listen); err != nil {
+		if loopback, err := addresses.IsLoopback(b.listen); err != nil {
 			errs = append(errs, fmt.Errorf("--listen %s: %w", b.listen, err))
 		} else if !loopback {
 			errs = append(errs, fmt.Errorf("--listen %s is beyond loopback: give --tls-cert-file and --tls-key-file, or --allow-plaintext", b.listen))
@@ -105,7 +115,7 @@ const mostAgentConnections = 28_000
 func (b *bridgeConfig) bridgeOptions() bridge.Options {
 	u, _ := b.upstreamURL() // validate has checked it
 	return bridge.Options{
-		Upstream: u, DrainDelay: orNone(b.drainDelay), DrainTimeout: b.drainTimeout, CloseTimeout: b.closeTimeout,
+		Upstream: u, DrainDelay: optiontable.OrNone(b.drainDelay), DrainTimeout: b.drainTimeout, CloseTimeout: b.closeTimeout,
 		MaxConnections:  int(cmp.Or(b.maxAgentConns, min(openFiles()*3/8, mostAgentConnections))),
 		MaxDecoderBytes: b.maxDecoderBytes, MaxAgents: int(b.maxRelayedAgents), DropForwarded: !b.trustForwarded,
 	}
@@ -151,12 +161,18 @@ func runBridge(ctx context.Context, c *bridgeConfig, log *slog.Logger) error {
 	defer func() { _ = conn.Close() }()
 	c.prometheusEnable = true // readiness is there
 	// Its endpoints are those of a service.
-	s := &service{config: &c.config, log: log, tls: conf, registry: metrics.NewRegistry()}
+	s := &service{config: &c.config, log: log, tls: conf, registry: metrics.NewRegistry(), reloading: reloading{Parts: reload.Parts[*candidate]{InForce: &candidate{config: &c.config, bridge: c}}}}
 	defer s.close()
 	if err := registerBuildInfo(s.registry); err != nil {
 		return err
 	}
 	if err := s.registerLogAndTLS(s.registry, "agents"); err != nil {
+		return err
+	}
+	if err := c.loadWebConfig(s); err != nil {
+		return err
+	}
+	if err := s.buildReload(s.registry); err != nil {
 		return err
 	}
 	p, err := c.buildParts(conn, s)
@@ -174,21 +190,25 @@ func runBridge(ctx context.Context, c *bridgeConfig, log *slog.Logger) error {
 		return unlessStopped(ctx, err)
 	}
 	log.Info("agentstatsd bridge starts", append(append([]any{"version", version()}, c.places(agents)...), s.endpointPlaces()...)...)
-	err = runStages(ctx, log,
-		stage{"bridge", p.tasks(agents), c.stopTimeout()},
-		stage{"endpoints", s.endpoints(), endpointStop})
+	err = stages.Run(ctx, log,
+		stages.Stage{Name: "bridge", Tasks: p.tasks(agents), Timeout: c.stopTimeout()},
+		stages.Stage{Name: "endpoints", Tasks: s.endpoints(), Timeout: endpointStop})
 	log.Info("agentstatsd bridge stopped")
 	return err
 }
 
+func (c *config) loadWebConfig(s *service) (err error) {
+	if c.webConfigFile == "" {
+		return nil
+	}
+	if s.webConfig, err = web.LoadConfig(c.webConfigFile, s.log.With("listener", "prometheus")); err != nil {
+		return fmt.Errorf("--web-config-file: %w", err)
+	}
+	return nil
+}
+
 // buildEndpoints makes what Prometheus scrapes, and the profiles.
 func (b *bridgeConfig) buildEndpoints(s *service, p *bridgeParts) error {
-	var err error
-	if b.webConfigFile != "" {
-		if s.webConfig, err = web.LoadConfig(b.webConfigFile, s.log.With("listener", "prometheus")); err != nil {
-			return fmt.Errorf("--web-config-file: %w", err)
-		}
-	}
 	opts := b.scrapeOptions()
 	opts.Log, opts.Headers = s.log.With("component", "metrics"), s.registry.Headers
 	handler, err := scrape.NewHandler(s.registry, opts)
@@ -215,6 +235,10 @@ func (b *bridgeConfig) listenForAgents(ctx context.Context, s *service, conf *se
 	gate, err := handshake.New(b.handshakes(), "agents", s.registry)
 	if err != nil {
 		return nil, err
+	}
+	s.addGate("agents handshakes", gate)
+	if conf != s.tls { // beside a service
+		s.addFiles("certificates of the listener for agents", conf.Prepare)
 	}
 	return tls.NewListener(agents, &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: gate.Config(conf.Get)}), nil
 }

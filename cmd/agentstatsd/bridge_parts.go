@@ -13,6 +13,7 @@ import (
 
 	"github.com/coder/agentstatsd/bridge"
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/stages"
 )
 
 // bridgeParts are what a bridge does; nil: it does not.
@@ -97,15 +98,15 @@ func (b *bridgeConfig) buildParts(conn *grpc.ClientConn, s *service) (p *bridgeP
 }
 
 // tasks returns what runs until the signal. Agents come to the listener.
-func (p *bridgeParts) tasks(agents net.Listener) (tasks []task) {
+func (p *bridgeParts) tasks(agents net.Listener) (tasks []stages.Task) {
 	if p.agents != nil {
-		tasks = append(tasks, task{"agents", func(ctx context.Context) error { return p.agents.Serve(ctx, agents) }})
+		tasks = append(tasks, stages.Task{Name: "agents", Run: func(ctx context.Context) error { return p.agents.Serve(ctx, agents) }})
 	}
 	if p.registrations != nil {
-		tasks = append(tasks, task{"registrations", p.registrations.Run})
+		tasks = append(tasks, stages.Task{Name: "registrations", Run: p.registrations.Run})
 	}
 	if p.targets != nil {
-		tasks = append(tasks, task{"targets", p.targets.Run})
+		tasks = append(tasks, stages.Task{Name: "targets", Run: p.targets.Run})
 	}
 	return tasks
 }

@@ -205,6 +205,13 @@ func (c *config) httpOptions() web.Options {
 	}
 }
 
+// probeOptions has neither TLS nor passwords.
+func (c *config) probeOptions() web.Options {
+	return web.Options{
+		Name: "probes", WriteTimeout: httpWriteTimeout, MaxConns: int(c.maxHTTPConns), MaxConnsPerAddress: int(c.maxHTTPConnsPerAddr),
+	}
+}
+
 // pprofOptions has no write timeout: a profile takes as long as it is asked to.
 func (c *config) pprofOptions() web.Options {
 	return web.Options{Name: "pprof", MaxConns: int(c.maxHTTPConns), MaxConnsPerAddress: int(c.maxHTTPConnsPerAddr)}

@@ -1,20 +1,17 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"math"
-	"net"
 	"net/url"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 	"unicode"
 
 	"github.com/coder/agentstatsd/aggregator"
+	"github.com/coder/agentstatsd/internal/addresses"
 	"github.com/coder/agentstatsd/metrics"
 )
 
@@ -22,6 +19,9 @@ import (
 // carries the defaults.
 type config struct {
 	configFile string
+	sources    sources // of the values below
+	// printConfig is no option of the table.
+	printConfig bool
 
 	prometheusEnable      bool
 	prometheusAddress     string
@@ -34,6 +34,8 @@ type config struct {
 	maxHTTPConns          int64
 	maxHTTPConnsPerAddr   int64
 	webConfigFile         string
+	enableLifecycle       bool
+	probeAddress          string
 	pprofAddress          string
 	grpcAddress           string
 	grpcAllowPlaintext    bool
@@ -46,6 +48,7 @@ type config struct {
 	handshakeTimeout      time.Duration
 	coderdTokenFile       string
 	pushTokenFile         string
+	operatorTokenFile     string
 	maxAgentMessageBytes  int64
 	maxMessageBytes       int64
 	grpcReflection        bool
@@ -170,8 +173,8 @@ func (c *config) validate() error {
 	errs = append(errs, c.validateAddresses()...)
 	errs = append(errs, validateLabels("--prometheus-aggregate-agent-stats-by", c.aggregateBy, aggregator.IdentityLabels()))
 	errs = append(errs, validateLabels("--prometheus-extra-labels", c.extraLabels, []string{labelTemplateVersion}))
-	if checkAddress(c.grpcAddress) == nil && c.tlsCertFile == "" && !c.grpcAllowPlaintext {
-		loopback, err := isLoopback(c.grpcAddress)
+	if addresses.Check(c.grpcAddress) == nil && c.tlsCertFile == "" && !c.grpcAllowPlaintext {
+		loopback, err := addresses.IsLoopback(c.grpcAddress)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("--grpc-address %s: %w", c.grpcAddress, err))
 		} else if !loopback {
@@ -188,10 +191,10 @@ func (c *config) validate() error {
 
 // validatePprof keeps profiles on this machine.
 func (c *config) validatePprof() error {
-	if c.pprofAddress == "" || checkAddress(c.pprofAddress) != nil {
+	if c.pprofAddress == "" || addresses.Check(c.pprofAddress) != nil {
 		return nil
 	}
-	loopback, err := isLoopback(c.pprofAddress)
+	loopback, err := addresses.IsLoopback(c.pprofAddress)
 	if err != nil {
 		return fmt.Errorf("--pprof-address %s: %w", c.pprofAddress, err)
 	}
@@ -208,37 +211,16 @@ func (c *config) validateAddresses() []error {
 		{"grpc-address", c.grpcAddress},
 		{"prometheus-address", c.prometheusAddress},
 		{"pprof-address", c.pprofAddress},
+		{"probe-address", c.probeAddress},
 	} {
-		if l.flag == "pprof-address" && l.address == "" {
+		if (l.flag == "pprof-address" || l.flag == "probe-address") && l.address == "" {
 			continue
 		}
-		if err := checkAddress(l.address); err != nil {
+		if err := addresses.Check(l.address); err != nil {
 			errs = append(errs, fmt.Errorf("--%s %q: want host:port, such as 127.0.0.1:2112: %w", l.flag, l.address, err))
 		}
 	}
 	return errs
-}
-
-// checkAddress returns what is wrong with the syntax of host:port. It asks no name
-// server.
-func checkAddress(address string) error {
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		var invalid *net.AddrError
-		if errors.As(err, &invalid) {
-			return errors.New(invalid.Err)
-		}
-		return err
-	}
-	if strings.ContainsFunc(host, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) || r == '/' }) {
-		return errors.New("the host holds a blank, a control character or a slash")
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return fmt.Errorf("port %q is not a number from 0 to %d", port, math.MaxUint16)
-	} else if strconv.FormatUint(n, 10) != port {
-		return fmt.Errorf("port %q has leading zeros", port)
-	}
-	return nil
 }
 
 // validateLabels checks that each of a flag's labels is one of known, and that
@@ -259,7 +241,7 @@ func validateLabels(flag string, labels, known []string) error {
 // errors do not show the URLs, which may hold passwords.
 func (c *config) validateEngines() []error {
 	var errs []error
-	switch schemeOf(c.databaseURL) {
+	switch addresses.Scheme(c.databaseURL) {
 	case "", "postgres", "postgresql":
 	default:
 		errs = append(errs, errors.New("--database-url: want a URL with the scheme postgres, or none"))
@@ -269,11 +251,11 @@ func (c *config) validateEngines() []error {
 			errs = append(errs, fmt.Errorf("--%s holds a blank or a control character: write it as %%20 and the like", u.flag))
 		} else if _, err := url.Parse(u.url); err != nil {
 			errs = append(errs, fmt.Errorf("--%s is not a URL: write special characters of the password as %%40 and the like", u.flag))
-		} else if unclearURL(u.url) {
+		} else if addresses.IsUnclear(u.url) {
 			errs = append(errs, fmt.Errorf("--%s has an @, # or ? where none belongs: write special characters of the password as %%40 and the like", u.flag))
 		}
 	}
-	if _, known := engines[schemeOf(c.pubsubURL)]; !known {
+	if _, known := engines[addresses.Scheme(c.pubsubURL)]; !known {
 		errs = append(errs, errors.New("--pubsub-url: want a URL with the scheme nats, tls or postgres, or none"))
 	}
 	if c.databasePooling && c.databaseURL == "" {
@@ -285,68 +267,10 @@ func (c *config) validateEngines() []error {
 	return errs
 }
 
-// unclearURL reports whether a part of a URL of PostgreSQL may belong to its password,
-// as a character is not escaped. The driver would take that part for the host or the
-// database, and show it in errors.
-func unclearURL(rawURL string) bool {
-	switch schemeOf(rawURL) {
-	case "postgres", "postgresql":
-	default:
-		return false // the pubsub looks at its own
-	}
-	_, rest, _ := strings.Cut(rawURL, "://")
-	rest, query, _ := strings.Cut(rest, "?")
-	authority, path, _ := strings.Cut(rest, "/")
-	if strings.Count(authority, "@") > 1 || strings.Contains(path, "@") || strings.Contains(rawURL, "#") {
-		return true
-	}
-	for pair := range strings.SplitSeq(query, "&") {
-		if name, _, ok := strings.Cut(pair, "="); pair != "" && !ok || strings.Contains(name, "@") {
-			return true
-		}
-	}
-	return false
-}
-
-// schemeOf returns the scheme of a URL in lower case, empty of no URL, and
-// something that is none of what has none.
-func schemeOf(rawURL string) string {
-	if rawURL == "" {
-		return ""
-	}
-	scheme, _, found := strings.Cut(rawURL, "://")
-	if !found {
-		return "?"
-	}
-	return strings.ToLower(scheme)
-}
-
 // tokenFile returns the path of coderd's token.
 func (c *config) tokenFile() string {
 	if c.coderdTokenFile != "" {
 		return c.coderdTokenFile
 	}
 	return filepath.Join(c.dataDir, "coderd-token")
-}
-
-// lookupTimeout bounds how long a start waits for a name server.
-const lookupTimeout = 10 * time.Second
-
-// isLoopback reports whether a listener on address can be reached from this
-// machine only. A name counts if all that it resolves to is loopback.
-func isLoopback(address string) (bool, error) {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return false, err
-	}
-	if host == "" {
-		return false, nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), lookupTimeout)
-	defer cancel()
-	addrs, err := net.DefaultResolver.LookupIPAddr(ctx, host)
-	if err != nil {
-		return false, fmt.Errorf("look up: %w", err)
-	}
-	return !slices.ContainsFunc(addrs, func(a net.IPAddr) bool { return !a.IP.IsLoopback() }), nil
 }

@@ -88,7 +88,7 @@ func parse(t *testing.T, yaml string, env []serpent.EnvVar, args ...string) (*co
 	inv := (&serpent.Command{
 		Use:        "serve",
 		Options:    c.options(),
-		Middleware: c.configured,
+		Middleware: configured(c, c.validate, nil),
 		Handler:    func(*serpent.Invocation) error { return nil },
 	}).Invoke(args...)
 	inv.Environ = env
@@ -127,7 +127,7 @@ func TestConfigErrors(t *testing.T) {
 		"short session age":          {[]string{"--session-age", "9s"}, "9s is neither 0s nor at least 10s"},
 		"short retention":            {[]string{"--stats-retention", "59s"}, "59s is below the least value 1m0s"},
 		"large batch":                {[]string{"--metadata-batch-size", "10001"}, "10001 is above the largest value 10000"},
-		"number that overflows":      {[]string{"--max-message-bytes", "9223372036854775807"}, "9223372036854775807 is above the largest value 1099511627776"},
+		"number that overflows":      {[]string{"--max-message-bytes", "9223372036854775807"}, "9223372036854775807 is above the largest value 1TiB"},
 		"time that overflows":        {[]string{"--report-interval", "1000000h"}, "1000000h0m0s is above the largest value 87600h0m0s"},
 		"unknown label":              {[]string{"--prometheus-aggregate-agent-stats-by", "user"}, `--prometheus-aggregate-agent-stats-by: "user" is none of agent_name, template_name, username, workspace_name`},
 		"label twice":                {[]string{"--prometheus-aggregate-agent-stats-by", "username,username"}, "--prometheus-aggregate-agent-stats-by: username is named twice"},

@@ -1,55 +1,103 @@
 package main
 
 import (
-	"bytes"
-	"encoding/csv"
 	"errors"
 	"fmt"
-	"io"
 	"regexp"
-	"slices"
 	"strings"
 
 	"github.com/coder/serpent"
-	"go.yaml.in/yaml/v3"
 
-	"github.com/coder/agentstatsd/secrets"
+	"github.com/coder/agentstatsd/optiontable"
 )
 
-// configured completes and validates c before the command runs. It applies the YAML
-// file to the options that neither flags nor environment gave. It refuses variables
-// that look like options and are none. It touches nothing on disk but that file.
-func (c *config) configured(next serpent.HandlerFunc) serpent.HandlerFunc {
-	return configuredBy(&c.configFile, c.validate)(next)
+// candidate is a configuration that can be read.
+type candidate struct {
+	config  *config
+	bridge  *bridgeConfig // nil: of a service alone
+	options serpent.OptionSet
+	// validate checks what concerns more than one option.
+	validate func() error
 }
 
-// configuredBy does so for a configuration whose file, once flags and environment are
-// applied, is *configFile.
-func configuredBy(configFile *string, validate func() error) serpent.MiddlewareFunc {
+// Options implements reload.Configuration.
+func (c *candidate) Options() serpent.OptionSet { return c.config.sources.options }
+
+// Validate implements reload.Configuration.
+func (c *candidate) Validate() error { return c.validate() }
+
+// sources are what a configuration was read from.
+type sources struct {
+	options serpent.OptionSet // with where each value came from
+	given   optiontable.Given // by flags and environment
+	// candidate returns the same command's configuration, not read yet. nil: it cannot be
+	// read again.
+	candidate func() *candidate
+}
+
+// configured completes and validates c before the command runs. It
+// applies the YAML file to the options that neither flags nor environment gave. It refuses
+// variables that look like options and are none. It touches nothing on disk but that file.
+// fresh returns the same command's configuration for a reload; nil: there is none.
+func configured(c *config, validate func() error, fresh func() *candidate) serpent.MiddlewareFunc {
 	return func(next serpent.HandlerFunc) serpent.HandlerFunc {
 		return func(inv *serpent.Invocation) error {
-			return configure(inv, *configFile, validate, next)
+			if err := unknownVariables(inv); err != nil {
+				return err
+			}
+			if err := optiontable.FlagsOverEnvironment(inv); err != nil {
+				return err
+			}
+			c.sources = sources{options: inv.Command.Options, given: optiontable.GivenIn(inv.Command.Options), candidate: fresh}
+			if fresh != nil {
+				c.sources.options = optiontable.InOrder(inv.Command.Options, fresh().options)
+			}
+			if err := readConfigFile(c.configFile, c.sources.options); err != nil {
+				return err
+			}
+			if err := validate(); err != nil {
+				return err
+			}
+			if c.printConfig {
+				return optiontable.Print(inv.Stdout, c.sources.options)
+			}
+			return next(inv)
 		}
 	}
 }
 
-func configure(inv *serpent.Invocation, configFile string, validate func() error, next serpent.HandlerFunc) error {
-	options := inv.Command.Options
-	if err := unknownVariables(inv); err != nil {
-		return err
+// withPrint returns options with --print-config, which is no part of a configuration.
+func (c *config) withPrint(options serpent.OptionSet) serpent.OptionSet {
+	return append(options, serpent.Option{
+		Description: "Print every option in force, with its source and without secrets, as a configuration file; start nothing.",
+		Flag:        "print-config", Default: "false", Value: serpent.BoolOf(&c.printConfig),
+	})
+}
+
+func readConfigFile(path string, options serpent.OptionSet) error {
+	if path == "" {
+		return nil
 	}
-	if err := flagsOverEnvironment(inv); err != nil {
-		return err
+	if err := optiontable.ApplyFile(path, options); err != nil {
+		return fmt.Errorf("--config %s: %w", path, err)
 	}
-	if configFile != "" {
-		if err := applyConfigFile(configFile, options); err != nil {
-			return fmt.Errorf("--config %s: %w", configFile, err)
-		}
+	return nil
+}
+
+// reread returns the configuration as a start would read it now.
+func (s *sources) reread() (*candidate, error) {
+	if s.candidate == nil {
+		return nil, errors.New("this command does not read its configuration again")
 	}
-	if err := validate(); err != nil {
-		return err
+	n := s.candidate()
+	if err := s.given.Apply(n.options); err != nil {
+		return nil, err
 	}
-	return next(inv)
+	if err := readConfigFile(n.config.configFile, n.options); err != nil {
+		return nil, err
+	}
+	n.config.sources = sources{options: n.options, given: s.given, candidate: s.candidate}
+	return n, n.validate()
 }
 
 // ourVariables is the prefix of the variables that are ours alone.
@@ -80,183 +128,4 @@ func unknownVariables(inv *serpent.Invocation) error {
 		errs = append(errs, fmt.Errorf("%s is in the environment and no option has that variable: see --help", v.Name))
 	}
 	return errors.Join(errs...)
-}
-
-// What serpent calls the types of a list and of a whole number.
-const (
-	stringArray = "string-array"
-	integer     = "int"
-)
-
-// leadingZeros matches a number whose value depends on the version of YAML: 010 is 8 in
-// YAML 1.1 and 10 in YAML 1.2.
-var leadingZeros = regexp.MustCompile(`^[-+]?0[0-9]+$`)
-
-// flagsOverEnvironment takes out of each list that flags gave what the
-// environment had put there before: serpent adds the one to the other.
-func flagsOverEnvironment(inv *serpent.Invocation) error {
-	for _, o := range inv.Command.Options {
-		if o.Value.Type() != stringArray || o.Env == "" || !inv.ParsedFlags().Changed(o.Flag) {
-			continue
-		}
-		list, ok := o.Value.(*serpent.StringArray)
-		if !ok {
-			return fmt.Errorf("--%s: want a plain list, got %T", o.Flag, o.Value)
-		}
-		var before serpent.StringArray
-		if err := before.Set(inv.Environ.Get(o.Env)); err != nil {
-			return fmt.Errorf("%s: %w", o.Env, err)
-		}
-		*list = (*list)[min(len(before), len(*list)):]
-	}
-	return nil
-}
-
-// applyConfigFile sets what the YAML file at path has of the options that have
-// their default. Values go the way of a flag's, through the same checks. Its
-// errors name the line and the key; they never show a value of text.
-func applyConfigFile(path string, options serpent.OptionSet) error {
-	// It may hold passwords, and decides whom the service trusts.
-	text, _, err := secrets.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	decoder := yaml.NewDecoder(bytes.NewReader(text))
-	var document yaml.Node
-	switch err := decoder.Decode(&document); {
-	case errors.Is(err, io.EOF):
-		return nil // nothing, or comments only: the defaults
-	case err != nil:
-		return err
-	}
-	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return errors.New("want one YAML document, got more")
-	}
-	root := document.Content[0]
-	if isNull(root) {
-		return nil
-	}
-	return applyGroups(root, options)
-}
-
-// applyGroups applies the mapping of groups that a file is.
-func applyGroups(root *yaml.Node, options serpent.OptionSet) error {
-	groups := make(map[string][]*serpent.Option)
-	for i := range options {
-		if o := &options[i]; o.Group != nil && o.YAML != "" {
-			groups[o.Group.YAML] = append(groups[o.Group.YAML], o)
-		}
-	}
-	return eachKey(root, "the file", func(key, value *yaml.Node) error {
-		group, ok := groups[key.Value]
-		if !ok {
-			return fmt.Errorf("line %d: no group is named %s: want one of %s", key.Line, key.Value, names(groups))
-		}
-		if isNull(value) {
-			return nil // a group whose keys are comments
-		}
-		byKey := make(map[string]*serpent.Option, len(group))
-		for _, o := range group {
-			byKey[o.YAML] = o
-		}
-		return eachKey(value, key.Value, func(name, value *yaml.Node) error {
-			o, ok := byKey[name.Value]
-			if !ok {
-				return fmt.Errorf("line %d: %s has no key %s: want one of %s", name.Line, key.Value, name.Value, names(byKey))
-			}
-			if err := applyValue(o, value); err != nil {
-				return fmt.Errorf("line %d: %s.%s: %w", name.Line, key.Value, name.Value, err)
-			}
-			return nil
-		})
-	})
-}
-
-// eachKey calls f for each key of the mapping n, which subject names in errors.
-// It goes on after an error and returns all.
-func eachKey(n *yaml.Node, subject string, f func(key, value *yaml.Node) error) error {
-	if n.Kind != yaml.MappingNode {
-		return fmt.Errorf("line %d: want %s to be a mapping of keys to values", n.Line, subject)
-	}
-	var errs []error
-	seen := make(map[string]int)
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		key, value := n.Content[i], n.Content[i+1]
-		if value.Kind == yaml.AliasNode {
-			value = value.Alias
-		}
-		if line, twice := seen[key.Value]; twice {
-			errs = append(errs, fmt.Errorf("line %d: %s stands in %s already, in line %d", key.Line, key.Value, subject, line))
-			continue
-		}
-		seen[key.Value] = key.Line
-		errs = append(errs, f(key, value))
-	}
-	return errors.Join(errs...)
-}
-
-// applyValue sets o from the file, unless a flag or the environment did.
-func applyValue(o *serpent.Option, n *yaml.Node) error {
-	list := o.Value.Type() == stringArray
-	var text string
-	switch {
-	case isNull(n):
-		return errors.New("want a value, got none: leave the key out for the default")
-	case n.Kind == yaml.ScalarNode && n.Value == "" && !list && o.Value.Type() != "string":
-		return errors.New("want a value, got an empty text")
-	case n.Kind == yaml.ScalarNode && o.Value.Type() == integer && leadingZeros.MatchString(n.Value):
-		return fmt.Errorf("want a number without leading zeros, got %s: some readers of YAML take it for octal", n.Value)
-	case n.Kind == yaml.ScalarNode:
-		text = n.Value
-	case n.Kind == yaml.SequenceNode && list:
-		var err error
-		if text, err = commaSeparated(n); err != nil {
-			return err
-		}
-	default:
-		return fmt.Errorf("want a %s", o.Value.Type())
-	}
-	if o.ValueSource != serpent.ValueSourceDefault && o.ValueSource != serpent.ValueSourceNone {
-		return nil
-	}
-	if list { // setting it adds to the default
-		if err := o.Value.Set(""); err != nil {
-			return err
-		}
-	}
-	o.ValueSource = serpent.ValueSourceYAML
-	return o.Value.Set(text)
-}
-
-// commaSeparated returns the texts of a list as flags take them.
-func commaSeparated(n *yaml.Node) (string, error) {
-	texts := make([]string, len(n.Content))
-	for i, e := range n.Content {
-		if e.Kind != yaml.ScalarNode || isNull(e) {
-			return "", fmt.Errorf("want a list of texts, got something else in line %d", e.Line)
-		}
-		texts[i] = e.Value
-	}
-	if len(texts) == 0 {
-		return "", nil
-	}
-	var b strings.Builder
-	w := csv.NewWriter(&b)
-	if err := w.Write(texts); err != nil {
-		return "", err
-	}
-	w.Flush()
-	return strings.TrimSuffix(b.String(), "\n"), w.Error()
-}
-
-func isNull(n *yaml.Node) bool { return n.Kind == yaml.ScalarNode && n.Tag == "!!null" }
-
-// names returns the keys of m in order.
-func names[V any](m map[string]V) string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return strings.Join(keys, ", ")
 }

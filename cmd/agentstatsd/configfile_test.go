@@ -80,6 +80,7 @@ func TestConfigFileWithoutOptions(t *testing.T) {
 			want, err := parse(t, "", nil)
 			require.NoError(t, err)
 			want.configFile = c.configFile
+			want.sources, c.sources = sources{}, sources{}
 			require.Equal(t, want, c, "the defaults")
 		})
 	}

@@ -35,6 +35,10 @@ var otherDefaults = map[string]string{
 func TestDefaultsAreOne(t *testing.T) {
 	defaults := make(map[string]any)
 	for name, component := range withoutOptions(t) {
+		if options := reflect.ValueOf(component).MethodByName("Options"); options.IsValid() {
+			flatten(name, options.Call(nil)[0], defaults)
+			continue
+		}
 		options := reflect.ValueOf(component).Elem().FieldByName("opts")
 		flatten(name, reflect.NewAt(options.Type(), options.Addr().UnsafePointer()).Elem(), defaults)
 	}

@@ -10,6 +10,9 @@ import (
 
 	"github.com/coder/serpent"
 
+	"github.com/coder/agentstatsd/cmd/agentstatsd/internal/simulation"
+	"github.com/coder/agentstatsd/internal/stages"
+	"github.com/coder/agentstatsd/optiontable"
 	"github.com/coder/agentstatsd/simulate"
 )
 
@@ -38,15 +41,15 @@ func demoCommand() *serpent.Command {
 	options.ByFlag("report-interval").Default = "5s"
 	options.ByFlag("metadata-flush-interval").Default = "2s"
 	options.ByFlag("log-level").Default = "warn"
-	options.Add(serpent.Option{
+	options = append(serpent.OptionSet{{
 		Name: "Agents", Flag: "agents", Default: "25",
 		Description: "Number of simulated agents.", Value: atLeast(&agents, 1),
-	})
+	}}, options...)
 	return &serpent.Command{
 		Use:        "demo",
 		Short:      "Run the service and simulated agents, in one process.",
 		Options:    options,
-		Middleware: serpent.Chain(noArguments, c.configured),
+		Middleware: serpent.Chain(optiontable.NoArguments, configured(&c, c.validate, nil)),
 		Handler: func(inv *serpent.Invocation) (err error) {
 			if c.dataDir == "" {
 				if c.dataDir, err = os.MkdirTemp("", "agentstatsd-demo-"); err != nil {
@@ -76,7 +79,7 @@ func runDemo(ctx context.Context, c *config, agents int, stdout, stderr io.Write
 		return err
 	}
 	// The certificate is trusted as it stands: its file is the service's own.
-	dial, err := coderdDialOptions(c.tokenFile(), c.tlsCertFile, serverName, false, log)
+	dial, err := simulation.DialOptions(c.tokenFile(), c.tlsCertFile, serverName, false, log)
 	if err != nil {
 		s.close()
 		return err
@@ -93,9 +96,9 @@ func runDemo(ctx context.Context, c *config, agents int, stdout, stderr io.Write
 		}, log.With("component", "simulate"))
 		return err
 	}
-	return runStages(ctx, log,
-		stage{"simulation", []task{{"agents", simulation}}, demoStop},
-		stage{"service", []task{{"service", func(ctx context.Context) error { return s.run(ctx) }}}, c.stopTimeout()},
+	return stages.Run(ctx, log,
+		stages.Stage{Name: "simulation", Tasks: []stages.Task{{Name: "agents", Run: simulation}}, Timeout: demoStop},
+		stages.Stage{Name: "service", Tasks: []stages.Task{{Name: "service", Run: func(ctx context.Context) error { return s.run(ctx) }}}, Timeout: c.stopTimeout()},
 	)
 }
 

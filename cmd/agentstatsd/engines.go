@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/addresses"
 	"github.com/coder/agentstatsd/intervals"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/replica"
@@ -78,7 +79,7 @@ func (s *service) newEngine(reg prometheus.Registerer, name string) (pubsub.Engi
 		url = s.config.databaseURL
 	}
 	log := s.log.With("component", "pubsub")
-	return engines[schemeOf(url)](url, pubsub.Options{Name: name}, reg, log)
+	return engines[addresses.Scheme(url)](url, pubsub.Options{Name: name}, reg, log)
 }
 
 // hostname returns the name of this replica for people; empty if there is none.
@@ -110,7 +111,11 @@ func (s *service) joinReplicas(reg prometheus.Registerer) error {
 	}
 	var err error
 	s.replicas, err = replica.New(s.store, s.pubsub, s.config.replicaOptions(), reg, s.log.With("component", "replica"))
-	return err
+	if err != nil {
+		return err
+	}
+	s.Add("replicas", func(n *candidate) error { return s.shareConfig(n.config, s.tokens) }, func() any { return s.tokens })
+	return s.shareConfig(s.config, s.tokens)
 }
 
 // buildIntervals makes what lengthens the intervals of agents, on the decision of the
@@ -122,6 +127,8 @@ func (s *service) buildIntervals(reg prometheus.Registerer) error {
 	}
 	var err error
 	s.intervals, err = intervals.New(s.batcher, replicas, s.config.intervalsOptions(), reg, s.log.With("component", "intervals"))
+	s.Add("intervals", func(n *candidate) error { return s.intervals.Reconfigure(n.config.intervalsOptions()) },
+		func() any { return s.intervals.Options() })
 	return err
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"reflect"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -11,13 +12,14 @@ import (
 	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/internal/addresses"
 	"github.com/coder/agentstatsd/pubsub"
 )
 
 // buildServer makes the gRPC server with its services.
 func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.Metadata) error {
 	opts := s.config.serverOptions()
-	opts.CoderdTokenHash, opts.PushTokenHash = s.tokenHash, s.pushHash
+	opts.Tokens = s.tokens
 	var err error
 	if opts.Reflection, err = s.config.reflection(); err != nil {
 		return err
@@ -29,7 +31,10 @@ func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.M
 	if err != nil {
 		return err
 	}
-	_, err = agentapi.New(s.api, agentapi.Components{
+	s.Add("server", func(n *candidate) error { return s.api.Reconfigure(n.config.serverOptions()) },
+		func() any { return s.api.Options() })
+	s.AddFiles("tokens", s.prepareTokens)
+	agents, err := agentapi.New(s.api, agentapi.Components{
 		Fleet:     s.fleet,
 		Stats:     s.stats(),
 		Metadata:  s.batcher,
@@ -40,9 +45,11 @@ func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.M
 	if err != nil {
 		return err
 	}
+	s.Add("agents", func(n *candidate) error { return agents.Reconfigure(n.config.agentServiceOptions()) },
+		func() any { return agents.Options() })
 	forCoderd := s.config.coderdServiceOptions()
 	forCoderd.StoreReady = s.store.Ping
-	_, err = coderdapi.New(s.api, coderdapi.Components{
+	coderds, err := coderdapi.New(s.api, coderdapi.Components{
 		Fleet:      s.fleet,
 		Reader:     s.store,
 		Subscriber: notifications,
@@ -50,6 +57,8 @@ func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.M
 		Reports:    s.reports,
 		Tasks:      s.store,
 	}, forCoderd, reg, s.log.With("component", "coderdapi"))
+	s.Add("coderd", func(n *candidate) error { return coderds.Reconfigure(n.config.coderdServiceOptions()) },
+		func() any { return coderds.Options() })
 	return err
 }
 
@@ -69,8 +78,30 @@ func (r registrations) Registration(id agent.ID) *agent.Registration {
 func (s *service) noteExpired(id agent.ID, series int) {
 	s.refusals.Expired(id, agent.Refusal{
 		Kind: agent.RefusedLimit, Reason: "series_expired", Count: series,
-		Message: fmt.Sprintf("series: want a report within %v (--series-ttl), got none: %d are not served any more", s.config.seriesTTL, series),
+		Message: fmt.Sprintf("series: want a report within %v (--series-ttl), got none: %d are not served any more", s.aggregator.Options().SeriesTTL, series),
 	})
+}
+
+// prepareTokens reads the files of tokens. None is made.
+func (s *service) prepareTokens(n *candidate) (use func() (changed bool), err error) {
+	next, err := n.config.readTokens(false, s.log)
+	if err != nil {
+		return nil, err
+	}
+	return func() bool {
+		if reflect.DeepEqual(next, s.tokens) {
+			return false
+		}
+		if err := s.api.SetTokens(next); err != nil { // readTokens has checked them
+			s.log.Error("tokens are not used", "error", err)
+			return false
+		}
+		s.tokens = next
+		if err := s.shareConfig(n.config, next); err != nil {
+			s.log.Error("other replicas compare with the tokens of before", "error", err)
+		}
+		return true
+	}, nil
 }
 
 // stats takes agents' reports in.
@@ -86,7 +117,7 @@ func (c *config) reflection() (bool, error) {
 	if c.grpcReflection {
 		return true, nil
 	}
-	loopback, err := isLoopback(c.grpcAddress)
+	loopback, err := addresses.IsLoopback(c.grpcAddress)
 	if err != nil {
 		return false, fmt.Errorf("--grpc-address %s: %w", c.grpcAddress, err)
 	}

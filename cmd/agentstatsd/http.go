@@ -18,6 +18,12 @@ func newMux(scrape http.Handler, ready func() readiness) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("/{$}", scrape)
 	mux.Handle("/metrics", scrape)
+	addProbes(mux, ready)
+	return mux
+}
+
+// addProbes adds liveness and readiness.
+func addProbes(mux *http.ServeMux, ready func() readiness) {
 	mux.HandleFunc("GET /-/healthy", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = w.Write([]byte("healthy\n"))
@@ -30,7 +36,6 @@ func newMux(scrape http.Handler, ready func() readiness) *http.ServeMux {
 		}
 		_ = json.NewEncoder(w).Encode(r)
 	})
-	return mux
 }
 
 // pprofMux serves Go's profiles.
@@ -60,11 +65,33 @@ func (s *service) buildHTTP(reg prometheus.Registerer, scrape http.Handler, read
 	if err != nil {
 		return err
 	}
+	s.Add("scrapes", func(n *candidate) error {
+		scrapes.Reconfigure(int(n.config.maxConcurrentScrapes), rate.Limit(n.config.maxScrapesPerSecond))
+		return nil
+	}, func() any {
+		slots, perSecond := scrapes.Limits()
+		return [2]float64{float64(slots), float64(perSecond)}
+	})
 	opts := c.httpOptions()
 	opts.Config = s.webConfig
-	if s.http, err = web.NewServer(newMux(scrapes, ready), opts, reg, s.log.With("component", "http")); err != nil {
+	mux := newMux(scrapes, ready)
+	if c.enableLifecycle {
+		mux.Handle("POST /-/reload", s.reloader)
+		if log := logControlOf(s.log); log != nil {
+			mux.Handle("POST /-/log-level", log.level)
+		}
+	}
+	if s.http, err = web.NewServer(mux, opts, reg, s.log.With("component", "http")); err != nil {
 		return err
 	}
-	s.pprof, err = web.NewServer(pprofMux(), c.pprofOptions(), reg, s.log.With("component", "pprof"))
+	s.Add("http", func(n *candidate) error { return s.http.Reconfigure(n.config.httpOptions()) }, func() any { return s.http.Options() })
+	if s.pprof, err = web.NewServer(pprofMux(), c.pprofOptions(), reg, s.log.With("component", "pprof")); err != nil {
+		return err
+	}
+	s.Add("pprof", func(n *candidate) error { return s.pprof.Reconfigure(n.config.pprofOptions()) }, func() any { return s.pprof.Options() })
+	probes := http.NewServeMux()
+	addProbes(probes, ready)
+	s.probes, err = web.NewServer(probes, c.probeOptions(), reg, s.log.With("component", "probes"))
+	s.Add("probes", func(n *candidate) error { return s.probes.Reconfigure(n.config.probeOptions()) }, func() any { return s.probes.Options() })
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/coder/agentstatsd/internal/preflight"
 	"github.com/coder/agentstatsd/secrets"
 )
 
@@ -26,7 +27,7 @@ func lockDataDir(dir string) (unlock func(), err error) {
 		return nil, errors.New("--data-dir: want a directory, got an empty name")
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make data directory: %w", err)
+		return nil, preflight.ExplainDir(fmt.Errorf("make data directory: %w", err))
 	}
 	if err := secrets.CheckDir(dir); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
@@ -38,7 +39,7 @@ func lockDataDir(dir string) (unlock func(), err error) {
 	}
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("lock data directory: %w", err)
+		return nil, preflight.ExplainDir(fmt.Errorf("lock data directory: %w", err))
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		_ = f.Close()

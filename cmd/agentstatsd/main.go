@@ -11,19 +11,25 @@ import (
 	"regexp"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/coder/serpent"
+	"github.com/coder/serpent/completion"
 
+	"github.com/coder/agentstatsd/cmd/agentstatsd/internal/simulation"
 	"github.com/coder/agentstatsd/internal/redact"
+	"github.com/coder/agentstatsd/optiontable"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// A second signal ends the process at once.
 	context.AfterFunc(ctx, stop)
-	err := rootCommand().Invoke(os.Args[1:]...).WithContext(ctx).WithOS().Run()
+	inv := rootCommand().Invoke().WithContext(ctx).WithOS()
+	inv.Args = usualArguments(inv.Args)
+	err := inv.Run()
 	stop()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "error: %s\n", userError(err))
@@ -44,12 +50,55 @@ func rootCommand() *serpent.Command {
 			if len(inv.Args) > 0 {
 				return unknownCommand(inv.Args[0])
 			}
-			return serpent.DefaultHelpFn()(inv)
+			return inv.Command.HelpHandler(inv)
 		},
 	}
-	root.AddSubcommands(serveCommand(), bridgeCommand(), allInOneCommand(), demoCommand(), simulateCommand(),
-		backupCommand(), restoreCommand(), migrateCommand(), versionCommand())
+	// The order is that of the help.
+	root.AddSubcommands(serveCommand(), bridgeCommand(), allInOneCommand(), demoCommand(), simulation.Command(),
+		checkCommand(), logLevelCommand(), backupCommand(), restoreCommand(), migrateCommand(), manCommand(), completionCommand(), versionCommand())
+	optiontable.SetHelp(root)
 	return root
+}
+
+// usualArguments returns the arguments in serpent's form: "help serve" is "serve --help",
+// and --version is a command.
+func usualArguments(args []string) []string {
+	if len(args) == 0 {
+		return args
+	}
+	switch args[0] {
+	case "help":
+		return append(slices.Clone(args[1:]), "--help")
+	case "--version", "-v":
+		return append([]string{"version"}, args[1:]...)
+	}
+	return args
+}
+
+func manCommand() *serpent.Command {
+	return &serpent.Command{
+		Use:        "man",
+		Short:      "Print the manual page: agentstatsd man | man -l -",
+		Middleware: optiontable.NoArguments,
+		// Of a command that does not run: serpent sorts the options of one that does.
+		Handler: func(inv *serpent.Invocation) error { return optiontable.Man(inv.Stdout, rootCommand(), version()) },
+	}
+}
+
+func completionCommand() *serpent.Command {
+	return &serpent.Command{
+		Use:        "completion <shell>",
+		Short:      "Print the completion of a shell: bash, fish, zsh or powershell.",
+		Long:       "For bash:\n\n  source <(agentstatsd completion bash)",
+		Middleware: serpent.RequireNArgs(1),
+		Handler: func(inv *serpent.Invocation) error {
+			shell, err := completion.ShellByName(inv.Args[0], "agentstatsd")
+			if err != nil {
+				return fmt.Errorf("want bash, fish, zsh or powershell: %w", err)
+			}
+			return shell.WriteCompletion(inv.Stdout)
+		},
+	}
 }
 
 // repeatedArgument matches an argument that an error repeats: it may be a password.
@@ -64,17 +113,6 @@ func unknownCommand(name string) error {
 		return errors.New("the first argument is no command: see --help")
 	}
 	return fmt.Errorf("there is no command %q: see --help", name)
-}
-
-// noArguments refuses arguments that are no flags. They are not repeated: what
-// stands there by mistake can be a password.
-func noArguments(next serpent.HandlerFunc) serpent.HandlerFunc {
-	return func(inv *serpent.Invocation) error {
-		if n := len(inv.Args); n > 0 {
-			return fmt.Errorf("%s takes flags only, got %d other arguments: see --help", inv.Command.Name(), n)
-		}
-		return next(inv)
-	}
 }
 
 // userError returns the text of err for the user: without the arguments that
@@ -112,7 +150,7 @@ func versionCommand() *serpent.Command {
 	return &serpent.Command{
 		Use:        "version",
 		Short:      "Print the version.",
-		Middleware: noArguments,
+		Middleware: optiontable.NoArguments,
 		Handler: func(inv *serpent.Invocation) error {
 			_, err := fmt.Fprintf(inv.Stdout, "agentstatsd %s, %s, %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return err

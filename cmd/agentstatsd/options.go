@@ -1,11 +1,11 @@
 package main
 
 import (
-	"fmt"
 	"slices"
-	"time"
 
 	"github.com/coder/serpent"
+
+	"github.com/coder/agentstatsd/optiontable"
 )
 
 // The groups of options, in the order of the help and of the README.
@@ -37,6 +37,7 @@ func (c *config) options() serpent.OptionSet {
 		c.metadataOptions(),
 		c.loggingOptions(),
 	)
+	optiontable.MarkReloadable(options, reloadable)
 	for i := range options {
 		// What serpent calls a variable that it cannot parse.
 		options[i].Name = options[i].Env
@@ -44,80 +45,13 @@ func (c *config) options() serpent.OptionSet {
 	return options
 }
 
-// No option is larger, so that nothing which is made of one overflows.
-const (
-	largestInteger  = 1 << 40
-	longestDuration = 10 * 365 * 24 * time.Hour
+// Values that options of the tables have.
+var (
+	atLeast        = optiontable.AtLeast
+	within         = optiontable.Within
+	bytesAtLeast   = optiontable.BytesAtLeast
+	positive       = optiontable.Positive
+	notBelow       = optiontable.NotBelow
+	durationWithin = optiontable.DurationWithin
+	zeroOrNotBelow = optiontable.ZeroOrNotBelow
 )
-
-// atLeast is an integer option that refuses values below least.
-func atLeast(v *int64, least int64) *serpent.Validator[*serpent.Int64] {
-	return within(v, least, largestInteger)
-}
-
-// within is an integer option that refuses values below least and above most.
-func within(v *int64, least, most int64) *serpent.Validator[*serpent.Int64] {
-	return serpent.Validate(serpent.Int64Of(v), func(v *serpent.Int64) error {
-		switch n := int64(*v); {
-		case n < least:
-			return fmt.Errorf("%d is below the least value %d", n, least)
-		case n > most:
-			return fmt.Errorf("%d is above the largest value %d", n, most)
-		}
-		return nil
-	})
-}
-
-// positive is a duration option that refuses 0 and below.
-func positive(v *time.Duration) *serpent.Validator[*serpent.Duration] {
-	return duration(v, func(d time.Duration) error {
-		if d <= 0 {
-			return fmt.Errorf("%s is not longer than 0s", d)
-		}
-		return nil
-	})
-}
-
-// notBelow is a duration option that refuses values below least.
-func notBelow(v *time.Duration, least time.Duration) *serpent.Validator[*serpent.Duration] {
-	return duration(v, func(d time.Duration) error {
-		if d < least {
-			return fmt.Errorf("%s is below the least value %s", d, least)
-		}
-		return nil
-	})
-}
-
-// durationWithin is a duration option that refuses values below least and above most.
-func durationWithin(v *time.Duration, least, most time.Duration) *serpent.Validator[*serpent.Duration] {
-	return duration(v, func(d time.Duration) error {
-		switch {
-		case d < least:
-			return fmt.Errorf("%s is below the least value %s", d, least)
-		case d > most:
-			return fmt.Errorf("%s is above the largest value %s", d, most)
-		}
-		return nil
-	})
-}
-
-// zeroOrNotBelow is a duration option that refuses values below least but 0.
-func zeroOrNotBelow(v *time.Duration, least time.Duration) *serpent.Validator[*serpent.Duration] {
-	return duration(v, func(d time.Duration) error {
-		if d != 0 && d < least {
-			return fmt.Errorf("%s is neither 0s nor at least %s", d, least)
-		}
-		return nil
-	})
-}
-
-// duration is a duration option with a check.
-func duration(v *time.Duration, check func(time.Duration) error) *serpent.Validator[*serpent.Duration] {
-	return serpent.Validate(serpent.DurationOf(v), func(v *serpent.Duration) error {
-		d := time.Duration(*v)
-		if d > longestDuration {
-			return fmt.Errorf("%s is above the largest value %s", d, longestDuration)
-		}
-		return check(d)
-	})
-}

@@ -27,17 +27,17 @@ func (c *config) agentOptions() serpent.OptionSet {
 		{
 			Description: "Bytes in memory of the registrations of all agents and workspaces; registrations beyond are refused.",
 			Flag:        "max-registrations-bytes", Env: "AGENTSTATSD_MAX_REGISTRATIONS_BYTES", YAML: "max_registrations_bytes",
-			Default: "536870912", Value: atLeast(&c.maxRegistrationsBytes, 1<<20), Group: &groupAgents,
+			Default: "512MiB", Value: bytesAtLeast(&c.maxRegistrationsBytes, 1<<20), Group: &groupAgents,
 		},
 		{
 			Description: "Largest registration of an agent, in bytes, encoded.",
 			Flag:        "max-registration-bytes", Env: "AGENTSTATSD_MAX_REGISTRATION_BYTES", YAML: "max_registration_bytes",
-			Default: "65536", Value: atLeast(&c.maxRegistrationBytes, 1024), Group: &groupAgents,
+			Default: "64KiB", Value: bytesAtLeast(&c.maxRegistrationBytes, 1024), Group: &groupAgents,
 		},
 		{
 			Description: "Bytes in memory of all registrations and syncs of coderd under way together; more are refused until there is room. A sync takes about 1 KB for each agent.",
 			Flag:        "max-sync-bytes", Env: "AGENTSTATSD_MAX_SYNC_BYTES", YAML: "max_sync_bytes",
-			Default: "67108864", Value: atLeast(&c.maxSyncBytes, 1<<20), Group: &groupAgents,
+			Default: "64MiB", Value: bytesAtLeast(&c.maxSyncBytes, 1<<20), Group: &groupAgents,
 		},
 		{
 			Description: "Syncs of coderd at once; more are refused.",
@@ -52,7 +52,7 @@ func (c *config) agentOptions() serpent.OptionSet {
 		{
 			Description: "Largest request of an agent, in bytes.",
 			Flag:        "max-agent-message-bytes", Env: "AGENTSTATSD_MAX_AGENT_MESSAGE_BYTES", YAML: "max_agent_message_bytes",
-			Default: "1048576", Value: atLeast(&c.maxAgentMessageBytes, 64<<10), Group: &groupAgents,
+			Default: "1MiB", Value: bytesAtLeast(&c.maxAgentMessageBytes, 64<<10), Group: &groupAgents,
 		},
 		{
 			Description: "Streams that an agent may have open at once; more are refused. As many may have ended and wait to be read; beyond that its connection is closed.",
@@ -98,12 +98,12 @@ func (c *config) agentOptions() serpent.OptionSet {
 		{
 			Description: "Bytes that an agent may send each second for ever, as --agent-message-rate.",
 			Flag:        "agent-byte-rate", Env: "AGENTSTATSD_AGENT_BYTE_RATE", YAML: "byte_rate",
-			Default: "524288", Value: atLeast(&c.agentByteRate, 1024), Group: &groupAgents,
+			Default: "512KiB", Value: bytesAtLeast(&c.agentByteRate, 1024), Group: &groupAgents,
 		},
 		{
 			Description: "Bytes that an agent may send at once.",
 			Flag:        "agent-byte-burst", Env: "AGENTSTATSD_AGENT_BYTE_BURST", YAML: "byte_burst",
-			Default: "8388608", Value: atLeast(&c.agentByteBurst, 64<<10), Group: &groupAgents,
+			Default: "8MiB", Value: bytesAtLeast(&c.agentByteBurst, 64<<10), Group: &groupAgents,
 		},
 		{
 			Description: "Refused samples, metadata entries and states of an agent that are tolerated each second for ever. 1 KiB of a message of which something is refused counts as one.",
@@ -148,17 +148,17 @@ func (c *config) agentOptions() serpent.OptionSet {
 		{
 			Description: "Bytes of names and labels of the series that all agents forward, as agents send them; series beyond are refused.",
 			Flag:        "max-series-bytes", Env: "AGENTSTATSD_MAX_SERIES_BYTES", YAML: "max_series_bytes",
-			Default: "536870912", Value: atLeast(&c.maxSeriesBytes, 1<<20), Group: &groupAgents,
+			Default: "512MiB", Value: bytesAtLeast(&c.maxSeriesBytes, 1<<20), Group: &groupAgents,
 		},
 		{
 			Description: "The same of one agent.",
 			Flag:        "max-series-bytes-per-agent", Env: "AGENTSTATSD_MAX_SERIES_BYTES_PER_AGENT", YAML: "max_series_bytes_per_agent",
-			Default: "1048576", Value: atLeast(&c.maxSeriesAgentBytes, 1<<10), Group: &groupAgents,
+			Default: "1MiB", Value: bytesAtLeast(&c.maxSeriesAgentBytes, 1<<10), Group: &groupAgents,
 		},
 		{
 			Description: "The same of all agents of one owner of workspaces. 0: a quarter of --max-series-bytes.",
 			Flag:        "max-series-bytes-per-owner", Env: "AGENTSTATSD_MAX_SERIES_BYTES_PER_OWNER", YAML: "max_series_bytes_per_owner",
-			Default: "0", Value: atLeast(&c.maxSeriesOwnerBytes, 0), Group: &groupAgents,
+			Default: "0", Value: bytesAtLeast(&c.maxSeriesOwnerBytes, 0), Group: &groupAgents,
 		},
 		{
 			Description: "Names of families that all agents forward together, beside the documented ones; more are refused.",

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/coder/serpent"
+
+	"github.com/coder/agentstatsd/optiontable"
 )
 
 var groupBridge = serpent.Group{Name: "Bridge", YAML: "bridge", Description: "What stands between a stock coderd's agents and coderd."}
@@ -62,7 +64,9 @@ func (b *bridgeConfig) options() serpent.OptionSet {
 		}
 		options = append(options, o)
 	}
-	return bridgeVariables(append(options, b.loggingOptions()...))
+	options = append(options, b.loggingOptions()...)
+	optiontable.MarkReloadable(options, reloadable)
+	return bridgeVariables(options)
 }
 
 // bridgeVariables gives each option the variable of a bridge.
@@ -139,7 +143,7 @@ func (b *bridgeConfig) ownOptions() serpent.OptionSet {
 		},
 		{
 			Description: "Bytes of a scrape of coderd, decompressed; a larger one counts as failed.",
-			Flag:        "max-scrape-bytes", Default: "67108864", Value: atLeast(&b.maxScrapeBytes, 1<<20),
+			Flag:        "max-scrape-bytes", Default: "64MiB", Value: bytesAtLeast(&b.maxScrapeBytes, 1<<20),
 		},
 		{
 			Description: "Coderds that are scraped, each address counted.",
@@ -180,7 +184,7 @@ func (b *bridgeConfig) ownOptions() serpent.OptionSet {
 		},
 		{
 			Description: "Memory of all decoders. Connections beyond it go on without being decoded.",
-			Flag:        "max-decoder-bytes", Default: "268435456", Value: atLeast(&b.maxDecoderBytes, 1<<20),
+			Flag:        "max-decoder-bytes", Default: "256MiB", Value: bytesAtLeast(&b.maxDecoderBytes, 1<<20),
 		},
 		{
 			Description: "Agents that are relayed at once.",

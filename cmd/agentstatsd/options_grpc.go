@@ -41,7 +41,7 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Value: serpent.StringOf(&c.coderdClientSAN), Group: &groupGRPC,
 		},
 		{
-			Description: "The token that coderd authenticates with. Made, mode 0600, if it does not exist. Empty: coderd-token in the data directory.",
+			Description: "The token that coderd authenticates with, or lines of name: token for several. Made, mode 0600, if it does not exist, but with --database-url. Empty: coderd-token in the data directory.",
 			Flag:        "coderd-token-file", Env: "AGENTSTATSD_CODERD_TOKEN_FILE", YAML: "coderd_token_file",
 			Value: serpent.StringOf(&c.coderdTokenFile), Group: &groupGRPC,
 		},
@@ -49,6 +49,11 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Description: "A token whose holders may only push families: workspace proxies, external provisioners. Made, mode 0600, if it does not exist. Empty: there is none.",
 			Flag:        "push-token-file", Env: "AGENTSTATSD_PUSH_TOKEN_FILE", YAML: "push_token_file",
 			Value: serpent.StringOf(&c.pushTokenFile), Group: &groupGRPC,
+		},
+		{
+			Description: "A token whose holders may only read: list agents, read and watch their states and metadata. Made, mode 0600, if it does not exist. Empty: there is none.",
+			Flag:        "operator-token-file", Env: "AGENTSTATSD_OPERATOR_TOKEN_FILE", YAML: "operator_token_file",
+			Value: serpent.StringOf(&c.operatorTokenFile), Group: &groupGRPC,
 		},
 		{
 			Description: "TLS handshakes of a listener, of gRPC or of HTTP, that go on at once, from the client's first message on; more wait. The slowest gives way to one that waits.",
@@ -68,12 +73,12 @@ func (c *config) grpcOptions() serpent.OptionSet {
 		{
 			Description: "Largest request of coderd, in bytes.",
 			Flag:        "max-message-bytes", Env: "AGENTSTATSD_MAX_MESSAGE_BYTES", YAML: "max_message_bytes",
-			Default: "4194304", Value: atLeast(&c.maxMessageBytes, 64<<10), Group: &groupGRPC,
+			Default: "4MiB", Value: bytesAtLeast(&c.maxMessageBytes, 64<<10), Group: &groupGRPC,
 		},
 		{
 			Description: "Bytes of messages above 64 KiB that are being received: half for agents, each of which has one at a time, half for coderd, of which pushes have half if there is a --push-token-file. More of them wait, then are refused.",
 			Flag:        "max-receiving-bytes", Env: "AGENTSTATSD_MAX_RECEIVING_BYTES", YAML: "max_receiving_bytes",
-			Default: "67108864", Value: atLeast(&c.maxReceivingBytes, 128<<10), Group: &groupGRPC,
+			Default: "64MiB", Value: bytesAtLeast(&c.maxReceivingBytes, 128<<10), Group: &groupGRPC,
 		},
 		{
 			Description: "Time of a message above 64 KiB from its header to its end, half of which it may wait for room.",
@@ -159,12 +164,12 @@ func (c *config) grpcOptions() serpent.OptionSet {
 		{
 			Description: "Bytes in memory of one watch of metadata: half for what it reads at once, half for what it remembers to have sent, 8 for each value.",
 			Flag:        "max-watch-bytes", Env: "AGENTSTATSD_MAX_WATCH_BYTES", YAML: "max_watch_bytes",
-			Default: "4194304", Value: atLeast(&c.maxWatchBytes, 256<<10), Group: &groupGRPC,
+			Default: "4MiB", Value: bytesAtLeast(&c.maxWatchBytes, 256<<10), Group: &groupGRPC,
 		},
 		{
 			Description: "The same of all watches, of other reads of metadata, and of reads for watches of stats together: reads wait for room, watches beyond are refused. A watch of agents' states takes at most 120 bytes for each agent.",
 			Flag:        "max-watches-bytes", Env: "AGENTSTATSD_MAX_WATCHES_BYTES", YAML: "max_watches_bytes",
-			Default: "67108864", Value: atLeast(&c.maxWatchesBytes, 1<<20), Group: &groupGRPC,
+			Default: "64MiB", Value: bytesAtLeast(&c.maxWatchesBytes, 1<<20), Group: &groupGRPC,
 		},
 		{
 			Description: "Time within which coderd must read the responses of a stream; of one that does not the stream is ended.",
@@ -189,7 +194,7 @@ func (c *config) grpcOptions() serpent.OptionSet {
 		{
 			Description: "Bytes of agents' newest reports that the database keeps for one subscription; those of more agents are dropped. A report takes some 60 bytes, 18 KB at most.",
 			Flag:        "max-report-sum-bytes", Env: "AGENTSTATSD_MAX_REPORT_SUM_BYTES", YAML: "max_report_sum_bytes",
-			Default: "268435456", Value: atLeast(&c.maxReportSumBytes, 1<<20), Group: &groupGRPC,
+			Default: "256MiB", Value: bytesAtLeast(&c.maxReportSumBytes, 1<<20), Group: &groupGRPC,
 		},
 		{
 			Description: "Agents whose reports wait in memory to be written to subscriptions, while the database cannot be used; those of more agents are dropped.",
@@ -199,7 +204,7 @@ func (c *config) grpcOptions() serpent.OptionSet {
 		{
 			Description: "Bytes in memory of these reports; those of more agents are dropped, those of the others are merged. An agent takes some 300 bytes, and 96 for each report.",
 			Flag:        "reports-max-pending-bytes", Env: "AGENTSTATSD_REPORTS_MAX_PENDING_BYTES", YAML: "reports_max_pending_bytes",
-			Default: "67108864", Value: atLeast(&c.reportsPendingBytes, 1<<20), Group: &groupGRPC,
+			Default: "64MiB", Value: bytesAtLeast(&c.reportsPendingBytes, 1<<20), Group: &groupGRPC,
 		},
 		{
 			Description: "Time over which a stopping service asks agents to reconnect, and waits for them, before it closes their streams.",

@@ -64,6 +64,16 @@ func (c *config) prometheusOptions() serpent.OptionSet {
 			Value: serpent.StringOf(&c.webConfigFile), Group: &groupPrometheus,
 		},
 		{
+			Description: "Reload the configuration on POST /-/reload as on SIGHUP, and change the level of the log on POST /-/log-level, for whoever may scrape.",
+			Flag:        "web-enable-lifecycle", Env: "AGENTSTATSD_WEB_ENABLE_LIFECYCLE", YAML: "enable_lifecycle",
+			Default: "false", Value: serpent.BoolOf(&c.enableLifecycle), Group: &groupPrometheus,
+		},
+		{
+			Description: "The address to serve /-/healthy and /-/ready on without TLS and without a password, for probes. Empty: they are served with the registry only.",
+			Flag:        "probe-address", Env: "AGENTSTATSD_PROBE_ADDRESS", YAML: "probe_address",
+			Value: serpent.StringOf(&c.probeAddress), Group: &groupPrometheus,
+		},
+		{
 			Description: "The address to serve Go's profiles on, at /debug/pprof/: on loopback. Empty: not served.",
 			Flag:        "pprof-address", Env: "AGENTSTATSD_PPROF_ADDRESS", YAML: "pprof_address",
 			Value: serpent.StringOf(&c.pprofAddress), Group: &groupPrometheus,

@@ -31,22 +31,22 @@ func (c *config) pushOptions() serpent.OptionSet {
 		{
 			Description: "Largest snapshot of an instance of coderd, in bytes, over all its parts.",
 			Flag:        "max-push-bytes", Env: "AGENTSTATSD_MAX_PUSH_BYTES", YAML: "max_bytes",
-			Default: "67108864", Value: atLeast(&c.maxPushBytes, 64<<10), Group: &groupPushes,
+			Default: "64MiB", Value: bytesAtLeast(&c.maxPushBytes, 64<<10), Group: &groupPushes,
 		},
 		{
 			Description: "What is stored of one instance of coderd, compressed, in bytes; series beyond are refused.",
 			Flag:        "max-push-row-bytes", Env: "AGENTSTATSD_MAX_PUSH_ROW_BYTES", YAML: "max_row_bytes",
-			Default: "67108864", Value: atLeast(&c.maxPushRowBytes, 64<<10), Group: &groupPushes,
+			Default: "64MiB", Value: bytesAtLeast(&c.maxPushRowBytes, 64<<10), Group: &groupPushes,
 		},
 		{
 			Description: "Largest value of a label that an instance of coderd pushes, in bytes; series beyond are refused. Parameters of templates have up to 32 KiB.",
 			Flag:        "max-pushed-label-value-bytes", Env: "AGENTSTATSD_MAX_PUSHED_LABEL_VALUE_BYTES", YAML: "max_label_value_bytes",
-			Default: "32768", Value: atLeast(&c.maxPushedValueBytes, 1), Group: &groupPushes,
+			Default: "32KiB", Value: bytesAtLeast(&c.maxPushedValueBytes, 1), Group: &groupPushes,
 		},
 		{
 			Description: "Bytes of all names and values of labels of a series that an instance of coderd pushes; series beyond are refused.",
 			Flag:        "max-pushed-labels-bytes", Env: "AGENTSTATSD_MAX_PUSHED_LABELS_BYTES", YAML: "max_labels_bytes",
-			Default: "40960", Value: atLeast(&c.maxPushedLabelsBytes, 1), Group: &groupPushes,
+			Default: "40KiB", Value: bytesAtLeast(&c.maxPushedLabelsBytes, 1), Group: &groupPushes,
 		},
 		{
 			Description: "How the instances' values of a pushed family become one, as name=sum, max, min, sticky or newest, where what docs/metrics.md says is wrong. " +
@@ -57,7 +57,7 @@ func (c *config) pushOptions() serpent.OptionSet {
 		{
 			Description: "Bytes in memory of all snapshots of instances of coderd that are being received; more are refused until there is room.",
 			Flag:        "max-pushes-bytes", Env: "AGENTSTATSD_MAX_PUSHES_BYTES", YAML: "max_all_bytes",
-			Default: "67108864", Value: atLeast(&c.maxPushesBytes, 1<<20), Group: &groupPushes,
+			Default: "64MiB", Value: bytesAtLeast(&c.maxPushesBytes, 1<<20), Group: &groupPushes,
 		},
 	}
 }

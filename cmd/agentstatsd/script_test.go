@@ -32,6 +32,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"await": await,
 			"fetch": fetch,
+			"post":  post,
 		},
 	})
 }
@@ -64,6 +65,16 @@ func fetch(ts *testscript.TestScript, neg bool, args []string) {
 	body, err := get(args[0])
 	ts.Check(err)
 	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(body), 0o600))
+}
+
+// post URL posts nothing to URL, whatever the answer is.
+func post(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: post URL")
+	}
+	resp, err := http.Post(args[0], "", nil)
+	ts.Check(err)
+	ts.Check(resp.Body.Close())
 }
 
 func get(url string) (string, error) {

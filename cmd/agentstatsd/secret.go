@@ -1,103 +1,89 @@
 package main
 
 import (
-	"crypto/rand"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
-	"path/filepath"
 
+	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/secrets"
 )
 
 // Tokens, as errors and the log name them.
 const (
-	tokenOfCoderd = "coderd's token"
-	tokenToPush   = "the token to push"
+	tokenOfCoderd   = "coderd's token"
+	tokenToPush     = "the token to push"
+	tokenOfOperator = "the operator's token"
 )
 
-// loadTokenHashes returns the SHA-256 of coderd's token, and that of the token of those
-// who may only push; zero: there is none.
-func loadTokenHashes(c *config, log *slog.Logger) (ofCoderd, toPush [sha256.Size]byte, err error) {
-	if ofCoderd, err = loadTokenHash(tokenOfCoderd, c.tokenFile(), c.coderdTokenFile == "", log); err != nil || c.pushTokenFile == "" {
-		return ofCoderd, toPush, err
-	}
-	if toPush, err = loadTokenHash(tokenToPush, c.pushTokenFile, false, log); err != nil {
-		return ofCoderd, toPush, fmt.Errorf("--push-token-file: %w", err)
-	}
-	if toPush == ofCoderd {
-		err = fmt.Errorf("--push-token-file: %s has coderd's token, want another one", c.pushTokenFile)
-	}
-	return ofCoderd, toPush, err
+// tokenFile is a file of tokens that are no agent's.
+type tokenFile struct {
+	flag, what, path string
+	// own: the service itself makes it where nobody else may have put one.
+	own bool
+	// shared: replicas have it together, so none makes it.
+	shared bool
 }
 
-// readToken returns the token in the file at path. A file that others can read
-// is used, with a warning: mounted secrets often cannot be 0600.
-func readToken(what, path string, log *slog.Logger) (string, error) {
-	token, info, err := secrets.ReadToken(path)
-	if err != nil {
-		return "", fmt.Errorf("read %s: %w", what, err)
-	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		log.Warn("others can read "+what, "file", path, "mode", mode.String())
-	}
-	return token, nil
-}
-
-// loadTokenHash returns the SHA-256 of a token in the file at path. It
-// makes the file with a random token, mode 0600, if there is none. If own, the file
-// is one that only the service itself makes: one that somebody else may have put
-// there is refused.
-func loadTokenHash(what, path string, own bool, log *slog.Logger) ([sha256.Size]byte, error) {
-	if own {
-		if err := secrets.CheckOwn(path); err != nil {
-			return [sha256.Size]byte{}, fmt.Errorf("read %s: %w", what, err)
+// readTokens returns the tokens of all files. A file that is not there is made, with a
+// random token, unless make is false.
+func (c *config) readTokens(create bool, log *slog.Logger) (t grpcserver.Tokens, err error) {
+	shared := c.databaseURL != ""
+	for _, f := range []struct {
+		tokenFile
+		into *[]grpcserver.Token
+	}{
+		{tokenFile{"coderd-token-file", tokenOfCoderd, c.tokenFile(), c.coderdTokenFile == "", shared}, &t.Coderd},
+		{tokenFile{"push-token-file", tokenToPush, c.pushTokenFile, false, shared}, &t.Push},
+		{tokenFile{"operator-token-file", tokenOfOperator, c.operatorTokenFile, false, shared}, &t.Operator},
+	} {
+		if f.path == "" {
+			continue
+		}
+		if *f.into, err = f.read(create, log); err != nil {
+			if !f.own {
+				err = fmt.Errorf("--%s: %w", f.flag, err)
+			}
+			return grpcserver.Tokens{}, err
 		}
 	}
-	token, err := readToken(what, path, log)
-	if errors.Is(err, fs.ErrNotExist) {
-		token, err = writeToken(what, path)
-		switch {
+	return t, t.Validate()
+}
+
+// read returns the tokens in the file, which is made if it is not there and create is true.
+func (f *tokenFile) read(create bool, log *slog.Logger) ([]grpcserver.Token, error) {
+	if f.own {
+		if err := secrets.CheckOwn(f.path); err != nil {
+			return nil, fmt.Errorf("read %s: %w", f.what, err)
+		}
+	}
+	read, err := secrets.LoadTokens(f.what, f.path, log)
+	if errors.Is(err, fs.ErrNotExist) && create {
+		if f.shared {
+			return nil, fmt.Errorf("%w: with --database-url replicas have one token together, so none makes it. "+
+				"Make it once (openssl rand -hex 32) and give the file to each by --%s", err, f.flag)
+		}
+		switch err := secrets.MakeToken(f.path); {
 		case err == nil:
-			log.Info("made "+what, "file", path)
-		case errors.Is(err, fs.ErrExist): // another process was first
-			return loadTokenHash(what, path, own, log)
+			log.Info("made "+f.what, "file", f.path)
+		case !errors.Is(err, fs.ErrExist): // else another process was first
+			return nil, fmt.Errorf("make %s: %w", f.what, err)
 		}
+		read, err = secrets.LoadTokens(f.what, f.path, log)
 	}
-	if err != nil {
-		return [sha256.Size]byte{}, err
+	tokens := make([]grpcserver.Token, len(read))
+	for i, t := range read {
+		tokens[i] = grpcserver.NewToken(t.Name, t.Token)
 	}
-	return sha256.Sum256([]byte(token)), nil
+	return tokens, err
 }
 
-// writeToken makes the file at path with a random token. It never replaces a
-// file, which is fs.ErrExist, and a crash leaves none that is half written.
-func writeToken(what, path string) (string, error) {
-	if info, err := os.Lstat(path); err == nil && info.Mode()&fs.ModeSymlink != 0 {
-		return "", fmt.Errorf("make %s: %s is a symbolic link to a file that does not exist", what, path)
-	}
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", fmt.Errorf("make %s: %w", what, err)
-	}
-	if err := secrets.CheckDir(dir); err != nil {
-		return "", fmt.Errorf("make %s: %w", what, err)
-	}
-	f, err := os.CreateTemp(dir, ".coderd-token-*") // 0600
+// readToken returns the first token in the file at path.
+func readToken(what, path string, log *slog.Logger) (string, error) {
+	tokens, err := secrets.LoadTokens(what, path, log)
 	if err != nil {
-		return "", fmt.Errorf("make %s: %w", what, err)
+		return "", err
 	}
-	defer func() { _ = os.Remove(f.Name()) }()
-	token := rand.Text()
-	_, err = f.WriteString(token + "\n")
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return "", fmt.Errorf("make %s: %w", what, err)
-	}
-	if err := os.Link(f.Name(), path); err != nil {
-		return "", fmt.Errorf("make %s: %w", what, err)
-	}
-	return token, nil
+	return tokens[0].Token, nil
 }

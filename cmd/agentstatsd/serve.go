@@ -4,6 +4,8 @@ import (
 	"context"
 
 	"github.com/coder/serpent"
+
+	"github.com/coder/agentstatsd/optiontable"
 )
 
 func serveCommand() *serpent.Command {
@@ -11,8 +13,8 @@ func serveCommand() *serpent.Command {
 	return &serpent.Command{
 		Use:        "serve",
 		Short:      "Run the service.",
-		Options:    c.options(),
-		Middleware: serpent.Chain(noArguments, c.configured),
+		Options:    c.withPrint(c.options()),
+		Middleware: serpent.Chain(optiontable.NoArguments, configured(&c, c.validate, freshService)),
 		Handler: func(inv *serpent.Invocation) error {
 			log, err := newLogger(inv.Stderr, &c)
 			if err != nil {
@@ -26,6 +28,12 @@ func serveCommand() *serpent.Command {
 			return s.run(inv.Context())
 		},
 	}
+}
+
+// freshService returns the configuration of a service, not read yet.
+func freshService() *candidate {
+	c := new(config)
+	return &candidate{config: c, options: c.options(), validate: c.validate}
 }
 
 // unlessStopped returns err, or nil if the program was stopped before it

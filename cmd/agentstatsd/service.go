@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,13 +18,15 @@ import (
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/listening"
-	"github.com/coder/agentstatsd/internal/loglimit"
 	"github.com/coder/agentstatsd/internal/ownmetrics"
+	"github.com/coder/agentstatsd/internal/preflight"
+	"github.com/coder/agentstatsd/internal/stages"
 	"github.com/coder/agentstatsd/intervals"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/pushed"
 	"github.com/coder/agentstatsd/refusals"
+	"github.com/coder/agentstatsd/reload"
 	"github.com/coder/agentstatsd/replica"
 	"github.com/coder/agentstatsd/reports"
 	"github.com/coder/agentstatsd/scrape"
@@ -36,13 +37,13 @@ import (
 // service is the composition of all components: the only place that knows them
 // all. Its listeners are open, so its addresses are known, before it runs.
 type service struct {
-	config *config
+	config *config // of the start; that in force is in reloading
 	log    *slog.Logger
+	reloading
 
 	tls        *serverTLS        // nil: gRPC in plaintext
 	webConfig  *web.Config       // nil: HTTP in plaintext, without a password
-	tokenHash  [sha256.Size]byte // of coderd
-	pushHash   [sha256.Size]byte // of those who may only push; zero: there are none
+	tokens     grpcserver.Tokens // of the start
 	store      *store.Store
 	pubsub     *pubsub.Deployment
 	replicas   *replica.Replicas // nil: the service is alone
@@ -59,8 +60,10 @@ type service struct {
 	grpcListener  net.Listener
 	httpListener  net.Listener // nil: not served
 	pprofListener net.Listener // nil: not served
+	probeListener net.Listener // nil: not served
 	http          *web.Server
 	pprof         *web.Server
+	probes        *web.Server
 
 	bridge *bridgeParts // nil: there is none in this process
 
@@ -76,15 +79,13 @@ func newService(ctx context.Context, c *config, log *slog.Logger) (_ *service, e
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	s := &service{config: c, log: log}
+	s := &service{config: c, log: log, reloading: reloading{Parts: reload.Parts[*candidate]{InForce: &candidate{config: c}}}}
 	// Before anything is made on disk.
 	if s.tls, err = watchServerTLS(c, log); err != nil {
 		return nil, err
 	}
-	if c.webConfigFile != "" {
-		if s.webConfig, err = web.LoadConfig(c.webConfigFile, log.With("listener", "prometheus")); err != nil {
-			return nil, fmt.Errorf("--web-config-file: %w", err)
-		}
+	if err := c.loadWebConfig(s); err != nil {
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -96,7 +97,7 @@ func newService(ctx context.Context, c *config, log *slog.Logger) (_ *service, e
 		return nil, err
 	}
 	s.cleanups = append(s.cleanups, unlock)
-	if s.tokenHash, s.pushHash, err = loadTokenHashes(c, log); err != nil {
+	if s.tokens, err = c.readTokens(true, log); err != nil {
 		return nil, err
 	}
 	if err := s.build(ctx); err != nil {
@@ -119,6 +120,9 @@ func (s *service) build(ctx context.Context) error {
 	if err := s.registerLogAndTLS(reg, "grpc"); err != nil {
 		return err
 	}
+	if err := s.buildReload(reg); err != nil {
+		return err
+	}
 	var err error
 	if err := s.openStore(ctx, reg); err != nil {
 		return err
@@ -136,14 +140,20 @@ func (s *service) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.Add("aggregator", func(n *candidate) error { return s.aggregator.Reconfigure(n.config.aggregatorOptions()) },
+		func() any { return s.aggregator.Options() })
 	s.batcher, err = batcher.New(s.store, notifications, c.batcherOptions(), reg, s.log.With("component", "batcher"))
 	if err != nil {
 		return err
 	}
+	s.Add("batcher", func(n *candidate) error { return s.batcher.Reconfigure(n.config.batcherOptions()) },
+		func() any { return s.batcher.Options() })
 	s.fleet, err = fleet.New(s.store, s.aggregator, s.batcher, c.fleetOptions(), reg, s.log.With("component", "fleet"))
 	if err != nil {
 		return err
 	}
+	s.Add("fleet", func(n *candidate) error { return s.fleet.Reconfigure(n.config.fleetOptions()) },
+		func() any { return s.fleet.Options() })
 	s.refusals, err = refusals.New(registrations{s.fleet}, c.refusalsOptions(), reg, s.log.With("component", "refusals"))
 	if err != nil {
 		return err
@@ -161,6 +171,8 @@ func (s *service) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.Add("pushed", func(n *candidate) error { return s.pushed.Reconfigure(n.config.pushedOptions(nil)) },
+		func() any { return s.pushed.Options() })
 	if err := s.buildReports(ctx, reg); err != nil {
 		return err
 	}
@@ -201,13 +213,16 @@ func (s *service) checks() []check {
 func (s *service) ready() readiness {
 	own := ready(s.checks())
 	own.Warnings = append(own.Warnings, s.fileWarnings()...)
+	if s.replicas != nil {
+		own.Warnings = append(own.Warnings, s.replicas.Warnings()...)
+	}
 	if s.bridge == nil {
 		return own
 	}
 	return s.bridge.beside(own)
 }
 
-// fileWarnings returns what is wrong with the files of the listeners.
+// fileWarnings returns what is wrong with the files of the listeners, and with the last reload.
 func (s *service) fileWarnings() (warnings []string) {
 	now := time.Now()
 	if s.tls != nil {
@@ -215,6 +230,9 @@ func (s *service) fileWarnings() (warnings []string) {
 	}
 	if s.webConfig != nil {
 		warnings = append(warnings, s.webConfig.Warnings(now)...)
+	}
+	if s.reloader != nil {
+		warnings = append(warnings, s.reloader.Warnings()...)
 	}
 	return warnings
 }
@@ -234,6 +252,8 @@ func (s *service) buildReports(ctx context.Context, reg prometheus.Registerer) e
 	if err := s.reports.Load(ctx); err != nil {
 		return fmt.Errorf("read subscriptions to reports: %w", err)
 	}
+	s.Add("reports", func(n *candidate) error { return s.reports.Reconfigure(n.config.reportsOptions()) },
+		func() any { return s.reports.Options() })
 	return nil
 }
 
@@ -282,8 +302,8 @@ func registerReadiness(reg prometheus.Registerer, checks []check) error {
 // registerLogAndTLS registers what the log left out, and the certificates of a listener.
 func (s *service) registerLogAndTLS(reg prometheus.Registerer, listener string) error {
 	var collectors []prometheus.Collector
-	if limit, ok := s.log.Handler().(*loglimit.Handler); ok {
-		if err := ownmetrics.RegisterLimits(reg, ownmetrics.Fixed("log_per_minute", limit.PerMinute(), nil)); err != nil {
+	if limit := logControlOf(s.log); limit != nil {
+		if err := ownmetrics.RegisterLimits(reg, ownmetrics.Limit{What: "log_per_minute", Limit: ownmetrics.Count(limit.PerMinute)}); err != nil {
 			return err
 		}
 		collectors = append(collectors, prometheus.NewCounterFunc(prometheus.CounterOpts{
@@ -317,7 +337,12 @@ func (s *service) listenForScrapers(ctx context.Context) (err error) {
 		}
 	}
 	if s.config.pprofAddress != "" {
-		s.pprofListener, err = s.open(ctx, "pprof", "pprof-address", s.config.pprofAddress)
+		if s.pprofListener, err = s.open(ctx, "pprof", "pprof-address", s.config.pprofAddress); err != nil {
+			return err
+		}
+	}
+	if s.config.probeAddress != "" {
+		s.probeListener, err = s.open(ctx, "probes", "probe-address", s.config.probeAddress)
 	}
 	return err
 }
@@ -326,7 +351,7 @@ func (s *service) listenForScrapers(ctx context.Context) (err error) {
 func (s *service) open(ctx context.Context, name, flag, address string) (net.Listener, error) {
 	lis, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("listen on --%s: %w", flag, err)
+		return nil, preflight.ExplainListen(fmt.Errorf("listen on --%s: %w", flag, err), flag)
 	}
 	s.cleanups = append(s.cleanups, func() { _ = lis.Close() })
 	return listening.New(lis, name, s.registry, s.log)
@@ -334,12 +359,12 @@ func (s *service) open(ctx context.Context, name, flag, address string) (net.Lis
 
 // run serves until ctx ends. Then it stops what is given, asks agents to reconnect and
 // waits for their streams, flushes what is pending, and returns; each wait is bounded.
-func (s *service) run(ctx context.Context, before ...stage) error {
+func (s *service) run(ctx context.Context, before ...stages.Stage) error {
 	defer s.close()
 	s.log.Info("agentstatsd starts", s.places()...)
 	stopDraining := context.AfterFunc(ctx, func() { s.draining.Store(true) })
 	defer stopDraining()
-	err := runStages(ctx, s.log, append(before, s.stages()...)...)
+	err := stages.Run(ctx, s.log, append(before, s.stages()...)...)
 	s.log.Info("agentstatsd stopped")
 	return err
 }
@@ -360,42 +385,44 @@ func (c *config) stopTimeout() time.Duration {
 }
 
 // stages are what runs, in the order in which it stops.
-func (s *service) stages() []stage {
-	servers := []task{{"gRPC", func(ctx context.Context) error { return s.api.Serve(ctx, s.grpcListener) }}}
-	workers := []task{
-		{"fleet", s.fleet.Run},
-		{"batcher", s.batcher.Run},
-		{"pushed", s.pushed.Run},
-		{"reports", s.reports.Run},
-		{"refusals", s.refusals.Run},
-		{"aggregator", s.aggregator.Run},
-		{"intervals", s.intervals.Run},
+func (s *service) stages() []stages.Stage {
+	servers := []stages.Task{{Name: "gRPC", Run: func(ctx context.Context) error { return s.api.Serve(ctx, s.grpcListener) }}}
+	workers := []stages.Task{
+		{Name: "fleet", Run: s.fleet.Run},
+		{Name: "batcher", Run: s.batcher.Run},
+		{Name: "pushed", Run: s.pushed.Run},
+		{Name: "reports", Run: s.reports.Run},
+		{Name: "refusals", Run: s.refusals.Run},
+		{Name: "aggregator", Run: s.aggregator.Run},
+		{Name: "intervals", Run: s.intervals.Run},
 	}
 	// This replica is removed when its last writes are done, which the others know at once.
-	var membership []task
+	var membership []stages.Task
 	if s.replicas != nil {
-		membership = append(membership, task{"replicas", s.replicas.Run}, task{"deployment", s.follow})
+		membership = append(membership, stages.Task{Name: "replicas", Run: s.replicas.Run}, stages.Task{Name: "deployment", Run: s.follow})
 	}
-	return []stage{
-		{"servers", servers, s.config.drainTimeout + serverStop},
-		{"workers", workers, workerStop},
-		{"membership", membership, replicaStop},
-		{"pubsub", []task{{"pubsub", s.pubsub.Run}}, pubsubStop},
-		{"endpoints", s.endpoints(), endpointStop},
+	return []stages.Stage{
+		{Name: "servers", Tasks: servers, Timeout: s.config.drainTimeout + serverStop},
+		{Name: "workers", Tasks: workers, Timeout: workerStop},
+		{Name: "membership", Tasks: membership, Timeout: replicaStop},
+		{Name: "pubsub", Tasks: []stages.Task{{Name: "pubsub", Run: s.pubsub.Run}}, Timeout: pubsubStop},
+		{Name: "endpoints", Tasks: s.endpoints(), Timeout: endpointStop},
 	}
 }
 
 // endpoints are the last to go: readiness and the numbers of the shutdown can be seen.
-func (s *service) endpoints() (endpoints []task) {
-	if s.httpListener != nil {
-		endpoints = append(endpoints, task{"HTTP", func(ctx context.Context) error {
-			return s.http.Serve(ctx, s.httpListener)
-		}})
+func (s *service) endpoints() (endpoints []stages.Task) {
+	if s.signals != nil {
+		endpoints = append(endpoints, s.reloadTask())
 	}
-	if s.pprofListener != nil {
-		endpoints = append(endpoints, task{"pprof", func(ctx context.Context) error {
-			return s.pprof.Serve(ctx, s.pprofListener)
-		}})
+	for _, e := range []struct {
+		name string
+		lis  net.Listener
+		http **web.Server
+	}{{"HTTP", s.httpListener, &s.http}, {"pprof", s.pprofListener, &s.pprof}, {"probes", s.probeListener, &s.probes}} {
+		if e.lis != nil {
+			endpoints = append(endpoints, stages.Task{Name: e.name, Run: func(ctx context.Context) error { return (*e.http).Serve(ctx, e.lis) }})
+		}
 	}
 	return endpoints
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"path/filepath"
 	"strings"
+
+	"github.com/coder/agentstatsd/internal/addresses"
 )
 
 // places says what serves what, for the first line of the log: addresses, with TLS or not,
@@ -82,7 +84,7 @@ func pubsubPlace(c *config) string {
 // serverOf returns the scheme, the servers and the path of URLs, which are separated by
 // commas or have several servers each. It returns less of what is unclear.
 func serverOf(urls string) string {
-	scheme := schemeOf(urls)
+	scheme := addresses.Scheme(urls)
 	var servers []string
 	for url := range strings.SplitSeq(urls, ",") {
 		if _, rest, ok := strings.Cut(url, "://"); ok {

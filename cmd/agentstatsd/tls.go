@@ -76,6 +76,7 @@ func (s *service) grpcCredentials(reg prometheus.Registerer) (credentials.Transp
 	if err != nil {
 		return nil, err
 	}
+	s.addGate("grpc handshakes", gate)
 	return credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: gate.Config(s.tls.Get)}), nil
 }
 

@@ -27,6 +27,7 @@ import (
 	"github.com/coder/agentstatsd/internal/handshake"
 	"github.com/coder/agentstatsd/intervals"
 	"github.com/coder/agentstatsd/metrics"
+	"github.com/coder/agentstatsd/optiontable"
 	"github.com/coder/agentstatsd/pushed"
 	"github.com/coder/agentstatsd/replica"
 	"github.com/coder/agentstatsd/reports"
@@ -75,10 +76,12 @@ var wirings = map[string]wiring{
 		return fmt.Sprint(scrapeLine(t, c).FieldByName("pace").Elem().FieldByName("limit").Float())
 	}},
 	"scrape-timeout":                   to("scrape.WriteTimeout"),
-	"max-http-connections":             to("http.MaxConns", "pprof.MaxConns"),
-	"max-http-connections-per-address": to("http.MaxConnsPerAddress", "pprof.MaxConnsPerAddress"),
+	"max-http-connections":             to("http.MaxConns", "pprof.MaxConns", "probes.MaxConns"),
+	"max-http-connections-per-address": to("http.MaxConnsPerAddress", "pprof.MaxConnsPerAddress", "probes.MaxConnsPerAddress"),
 	"web-config-file":                  {effect: beforeTheDisk},
+	"web-enable-lifecycle":             {effect: func(_ *testing.T, c *config) string { return fmt.Sprint(c.enableLifecycle) }}, // TestReload
 	"pprof-address":                    {effect: listeners, value: "127.0.0.2:0"},
+	"probe-address":                    {effect: listeners, value: "127.0.0.2:0"},
 
 	"grpc-address": {effect: listeners, value: "127.0.0.2:0"},
 	"grpc-allow-plaintext": {
@@ -90,6 +93,7 @@ var wirings = map[string]wiring{
 	"tls-client-ca-file":                   {effect: beforeTheDisk, with: tlsFiles},
 	"coderd-client-san":                    to("server.CoderdClientSAN"),
 	"push-token-file":                      {effect: func(_ *testing.T, c *config) string { return c.pushTokenFile }},
+	"operator-token-file":                  {effect: func(_ *testing.T, c *config) string { return c.operatorTokenFile }},
 	"coderd-token-file":                    {effect: func(_ *testing.T, c *config) string { return c.tokenFile() }},
 	"tls-max-handshakes":                   to("grpc handshakes.Max", "http.Handshakes.Max"),
 	"tls-max-handshakes-per-address":       to("grpc handshakes.MaxPerAddress", "http.Handshakes.MaxPerAddress"),
@@ -201,12 +205,13 @@ var wirings = map[string]wiring{
 
 // withoutOption are the fields of components' options that no option sets, and why.
 var withoutOption = map[string][]string{
-	"of the process": {"store.Name", "replica.Name", "replica.ID", "reports.ID", "reports.Shared", "http.Name", "pprof.Name"},
+	"of the process": {"store.Name", "replica.Name", "replica.ID", "reports.ID", "reports.Shared", "http.Name", "pprof.Name", "probes.Name"},
 	"a component":    {"pushed.Lease", "pushed.Notifier", "scrape.Hidden", "scrape.Headers", "scrape.Log", "coderd.StoreReady", "aggregator.Expired"},
 	"made of several options or of files": {
-		"http.Config", "server.Credentials", "server.CoderdTokenHash", "server.PushTokenHash", "server.Reflection",
+		"http.Config", "server.Credentials", "server.Tokens.Coderd", "server.Tokens.Push", "server.Tokens.Operator", "server.Reflection",
 	},
-	"pprof is on loopback, without TLS, and as slow as it is asked to be": {
+	"pprof is on loopback, without TLS, and as slow as it is asked to be, probes have none": {
+		"probes.Config", "probes.Handshakes.Max", "probes.Handshakes.MaxPerAddress", "probes.Handshakes.Timeout",
 		"pprof.Config", "pprof.WriteTimeout", "pprof.Handshakes.Max", "pprof.Handshakes.MaxPerAddress", "pprof.Handshakes.Timeout",
 	},
 	"of the contract": {
@@ -214,7 +219,7 @@ var withoutOption = map[string][]string{
 	},
 	"bounds a call or a pause within the service": {
 		"store.StatementTimeout", "store.BusyTimeout", "batcher.FlushTimeout", "batcher.ShutdownTimeout", "batcher.PublishTimeout",
-		"pushed.StoreTimeout", "pushed.FollowInterval", "fleet.WriteInterval", "fleet.WriteTimeout", "fleet.FollowInterval", "http.WriteTimeout",
+		"pushed.StoreTimeout", "pushed.FollowInterval", "fleet.WriteInterval", "fleet.WriteTimeout", "fleet.FollowInterval", "http.WriteTimeout", "probes.WriteTimeout",
 	},
 	"what docs promise": {
 		"pushed.FoldAfter", "pushed.ForgetAfter", "pushed.OwnFor", "reports.Lease", "fleet.SessionGrace", "fleet.InstanceRetention",
@@ -286,7 +291,7 @@ func configWith(t *testing.T, set map[string]string) *config {
 	for flag, value := range set {
 		i := slices.IndexFunc(options, func(o serpent.Option) bool { return o.Flag == flag })
 		require.GreaterOrEqual(t, i, 0, flag)
-		if options[i].Value.Type() == stringArray {
+		if options[i].Value.Type() == optiontable.List {
 			require.NoError(t, options[i].Value.Set(""))
 		}
 		require.NoError(t, options[i].Value.Set(value))
@@ -298,10 +303,14 @@ func configWith(t *testing.T, set map[string]string) *config {
 func another(t *testing.T, o serpent.Option) string {
 	t.Helper()
 	switch o.Value.Type() {
-	case integer:
+	case optiontable.Integer:
 		n, err := strconv.ParseInt(o.Default, 10, 64)
 		require.NoError(t, err)
 		return strconv.FormatInt(n+1, 10)
+	case optiontable.SizeType:
+		var b optiontable.Bytes
+		require.NoError(t, b.Set(o.Default))
+		return strconv.FormatInt(int64(b)+1, 10)
 	case "duration":
 		d, err := time.ParseDuration(o.Default)
 		require.NoError(t, err)
@@ -324,13 +333,13 @@ func components(t *testing.T, c *config) map[string]any {
 		"store": c.storeOptions(), "replica": c.replicaOptions(), "aggregator": c.aggregatorOptions(), "batcher": c.batcherOptions(),
 		"fleet": c.fleetOptions(), "refusals": c.refusalsOptions(), "pushed": c.pushedOptions(merges), "reports": c.reportsOptions(), "server": c.serverOptions(),
 		"agents": c.agentServiceOptions(), "coderd": c.coderdServiceOptions(), "intervals": c.intervalsOptions(),
-		"scrape": c.scrapeOptions(), "http": c.httpOptions(), "pprof": c.pprofOptions(), "grpc handshakes": c.handshakes(),
+		"scrape": c.scrapeOptions(), "http": c.httpOptions(), "pprof": c.pprofOptions(), "probes": c.probeOptions(), "grpc handshakes": c.handshakes(),
 	} {
 		flatten(name, reflect.ValueOf(options), fields)
 	}
 	for _, stage := range (&service{config: c}).stages() {
-		if stage.name == "servers" {
-			fields[stage.name] = stage.timeout
+		if stage.Name == "servers" {
+			fields[stage.Name] = stage.Timeout
 		}
 	}
 	return fields
@@ -368,7 +377,7 @@ func listeners(t *testing.T, c *config) string {
 	require.NoError(t, s.listen(t.Context()))
 	defer s.close()
 	hosts := ""
-	for _, lis := range []net.Listener{s.grpcListener, s.httpListener, s.pprofListener} {
+	for _, lis := range []net.Listener{s.grpcListener, s.httpListener, s.pprofListener, s.probeListener} {
 		hosts += " "
 		if lis != nil {
 			host, _, err := net.SplitHostPort(lis.Addr().String())
@@ -421,7 +430,7 @@ func TestComponentsTakeWhatFlagsAllow(t *testing.T) {
 			}
 			value := strconv.FormatInt(n, 10)
 			switch o.Value.Type() {
-			case integer:
+			case optiontable.Integer, optiontable.SizeType:
 			case "duration":
 				value = time.Duration(n).String()
 			default:

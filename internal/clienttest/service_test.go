@@ -3,7 +3,6 @@ package clienttest
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -136,7 +135,7 @@ func (s *service) start() {
 	watched, err := reports.New(database, watching, reg, log)
 	must(err)
 	must(watched.Load(context.Background()))
-	api, err := grpcserver.New(agents, grpcserver.Options{CoderdTokenHash: sha256.Sum256([]byte(coderdToken)), DrainTimeout: 50 * time.Millisecond}, reg, log)
+	api, err := grpcserver.New(agents, grpcserver.Options{Tokens: grpcserver.Tokens{Coderd: []grpcserver.Token{grpcserver.NewToken("default", coderdToken)}}, DrainTimeout: 50 * time.Millisecond}, reg, log)
 	must(err)
 	_, err = agentapi.New(api, agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reports: watched}, agentapi.Options{}, reg, log)
 	must(err)

@@ -6,11 +6,11 @@ package edgetest
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -43,6 +44,9 @@ const CoderdToken = "coderd's own token"
 
 // PushToken is that of those who may only push.
 const PushToken = "a token that only pushes"
+
+// OperatorToken is that of those who may only read.
+const OperatorToken = "a token that only reads"
 
 // Service is the whole service but its command. It ends with its test.
 type Service struct {
@@ -125,8 +129,11 @@ func Start(t testing.TB, set Settings) *Service {
 		require.NoError(t, s.Reports.Load(t.Context()))
 	}
 	if set.Server.CoderdClientSAN == "" {
-		set.Server.CoderdTokenHash = sha256.Sum256([]byte(CoderdToken))
-		set.Server.PushTokenHash = sha256.Sum256([]byte(PushToken))
+		set.Server.Tokens = grpcserver.Tokens{
+			Coderd:   []grpcserver.Token{grpcserver.NewToken("default", CoderdToken)},
+			Push:     []grpcserver.Token{grpcserver.NewToken("default", PushToken)},
+			Operator: []grpcserver.Token{grpcserver.NewToken("default", OperatorToken)},
+		}
 	}
 	set.Server.Reflection = true
 	if set.Server.IdleTimeout == 0 {
@@ -251,14 +258,14 @@ func (s *Service) StoredMetadata(n int) []string {
 	return out
 }
 
-// Counter returns the value of a family's counter or gauge with the label value.
+// Counter returns the value of a family's counter or gauge of which a label has the value.
 func (s *Service) Counter(name, label string) float64 {
 	s.T.Helper()
 	families, err := s.Registry.Gather()
 	require.NoError(s.T, err)
 	for _, f := range families {
 		for _, m := range f.GetMetric() {
-			if f.GetName() == name && (label == "" || len(m.GetLabel()) > 0 && m.GetLabel()[0].GetValue() == label) {
+			if f.GetName() == name && (label == "" || slices.ContainsFunc(m.GetLabel(), func(l *dto.LabelPair) bool { return l.GetValue() == label })) {
 				return m.GetCounter().GetValue() + m.GetGauge().GetValue()
 			}
 		}

@@ -33,11 +33,11 @@ var errNoRoom = errors.New("too many handshakes")
 //	                    |          |
 //	                    +-> wait   +-> timeout, evicted: the connection is closed
 type Gate struct {
-	opts    Options
 	metrics *metrics
 
 	mu sync.Mutex
 	// Guarded by mu.
+	opts      Options
 	running   []*entry // oldest first
 	waiting   []*entry // oldest first
 	addresses map[netip.Prefix]int
@@ -76,6 +76,32 @@ func New(opts Options, listener string, reg prometheus.Registerer) (*Gate, error
 	return g, nil
 }
 
+// Options returns the options in force, with their defaults.
+func (g *Gate) Options() Options {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.opts
+}
+
+func (g *Gate) inForce() *Options {
+	opts := g.Options()
+	return &opts
+}
+
+// Reconfigure changes the options. Handshakes that go on are not ended by a lowered limit.
+// After an error nothing has changed.
+func (g *Gate) Reconfigure(opts Options) error {
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return fmt.Errorf("handshake options: %w", err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.opts = opts
+	g.grantLocked(time.Now())
+	return nil
+}
+
 // Config returns a tls.Config.GetConfigForClient that returns the configuration once
 // there is room for the handshake. It blocks until then.
 func (g *Gate) Config(config func() *tls.Config) func(*tls.ClientHelloInfo) (*tls.Config, error) {
@@ -90,9 +116,10 @@ func (g *Gate) Config(config func() *tls.Config) func(*tls.ClientHelloInfo) (*tl
 // enter waits for room. The handshake ends with its context.
 func (g *Gate) enter(ctx context.Context, conn net.Conn) error {
 	e := &entry{conn: conn, address: addressOf(conn.RemoteAddr()), granted: make(chan struct{})}
-	timeout := time.NewTimer(g.opts.Timeout)
+	within := g.Options().Timeout
+	timeout := time.NewTimer(within)
 	defer timeout.Stop()
-	deadline := time.Now().Add(g.opts.Timeout)
+	deadline := time.Now().Add(within)
 	g.mu.Lock()
 	g.waiting = append(g.waiting, e)
 	g.grantLocked(time.Now())

@@ -29,12 +29,12 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 // registerLimits registers the limits of the listener of that name.
 func (g *Gate) registerLimits(listener string, reg prometheus.Registerer) error {
 	return ownmetrics.RegisterLimits(reg,
-		ownmetrics.Fixed("tls_handshakes/"+listener, g.opts.Max, func() float64 {
+		ownmetrics.Of("tls_handshakes/"+listener, g.inForce, func(o *Options) int { return o.Max }, func() float64 {
 			g.mu.Lock()
 			defer g.mu.Unlock()
 			return float64(len(g.running))
 		}),
-		ownmetrics.Fixed("tls_handshakes_per_address/"+listener, g.opts.MaxPerAddress, func() float64 {
+		ownmetrics.Of("tls_handshakes_per_address/"+listener, g.inForce, func(o *Options) int { return o.MaxPerAddress }, func() float64 {
 			g.mu.Lock()
 			defer g.mu.Unlock()
 			most := 0

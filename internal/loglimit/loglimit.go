@@ -41,15 +41,15 @@ type Handler struct {
 // counts is what the handlers of one log share.
 type counts struct {
 	next       slog.Handler // without attributes
-	perMinute  int
 	suppressed atomic.Int64
 
 	mu sync.Mutex
 	// Guarded by mu.
 
-	buckets map[key]*bucket
-	all     *rate.Limiter
-	leftOut int64 // since the last line that said so; above 0 while a timer runs
+	perMinute int // 0 or less: no limit
+	buckets   map[key]*bucket
+	all       *rate.Limiter
+	leftOut   int64 // since the last line that said so; above 0 while a timer runs
 }
 
 type key struct{ text, source string }
@@ -60,10 +60,7 @@ type bucket struct {
 }
 
 // New limits what goes to next; perMinute 0 or less does not.
-func New(next slog.Handler, perMinute int) slog.Handler {
-	if perMinute <= 0 {
-		return next
-	}
+func New(next slog.Handler, perMinute int) *Handler {
 	return &Handler{next: next, shared: &counts{
 		next: next, perMinute: perMinute, buckets: make(map[key]*bucket), all: newLimiter(allTexts * perMinute),
 	}}
@@ -75,7 +72,22 @@ func newLimiter(perMinute int) *rate.Limiter {
 }
 
 // PerMinute returns how many lines a minute with the same text are passed on.
-func (l *Handler) PerMinute() int { return l.shared.perMinute }
+func (l *Handler) PerMinute() int {
+	l.shared.mu.Lock()
+	defer l.shared.mu.Unlock()
+	return l.shared.perMinute
+}
+
+// SetPerMinute changes that, of all handlers of the log.
+func (l *Handler) SetPerMinute(perMinute int) {
+	c := l.shared
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.perMinute != perMinute {
+		c.perMinute, c.all = perMinute, newLimiter(allTexts*perMinute)
+		clear(c.buckets)
+	}
+}
 
 // Suppressed returns how many lines were left out.
 func (l *Handler) Suppressed() int64 { return l.shared.suppressed.Load() }
@@ -130,6 +142,9 @@ func (l *Handler) Handle(ctx context.Context, r slog.Record) error {
 func (c *counts) allow(of key, now time.Time) (suppressed int64, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.perMinute <= 0 {
+		return 0, true
+	}
 	ofText := c.bucketLocked(key{text: of.text}, c.perMinute, now)
 	ok = true
 	if of.source != "" {

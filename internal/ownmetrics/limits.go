@@ -22,6 +22,11 @@ func Fixed[N ~int | ~int64 | ~uint32](what string, limit N, usage func() float64
 	return Limit{what, func() float64 { return float64(limit) }, usage}
 }
 
+// Of returns a limit of the options in force, which can be others later.
+func Of[O any, N ~int | ~int64 | ~uint32](what string, inForce func() *O, of func(*O) N, usage func() float64) Limit {
+	return Limit{what, func() float64 { return float64(of(inForce())) }, usage}
+}
+
 // Value returns the value of a gauge.
 func Value(gauge prometheus.Gauge) func() float64 {
 	return func() float64 {

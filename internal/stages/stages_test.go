@@ -1,14 +1,10 @@
-package main
+package stages
 
 import (
 	"bytes"
 	"context"
 	"errors"
 	"log/slog"
-	"os"
-	"path/filepath"
-	"regexp"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -29,12 +25,12 @@ func logOf() (*slog.Logger, *bytes.Buffer) {
 	}})), &b
 }
 
-func TestRunStagesStopsInOrder(t *testing.T) {
+func TestRunStopsInOrder(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		var stopped []string
-		one := func(name string, stopTakes time.Duration) stage {
-			return stage{name: name, timeout: time.Minute, tasks: []task{{name, func(ctx context.Context) error {
+		one := func(name string, stopTakes time.Duration) Stage {
+			return Stage{Name: name, Timeout: time.Minute, Tasks: []Task{{name, func(ctx context.Context) error {
 				<-ctx.Done()
 				time.Sleep(stopTakes)
 				mu.Lock()
@@ -46,7 +42,7 @@ func TestRunStagesStopsInOrder(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		log, text := logOf()
-		err := runStages(ctx, log, one("servers", 3*time.Second), one("workers", time.Second), stage{name: "none"}, one("http", 0))
+		err := Run(ctx, log, one("servers", 3*time.Second), one("workers", time.Second), Stage{Name: "none"}, one("http", 0))
 		require.NoError(t, err)
 		require.Equal(t, []string{"servers", "workers", "http"}, stopped)
 		require.Equal(t, "level=INFO msg=stopping\n"+
@@ -56,7 +52,7 @@ func TestRunStagesStopsInOrder(t *testing.T) {
 	})
 }
 
-func TestRunStagesStopsWhenATaskEnds(t *testing.T) {
+func TestRunStopsWhenATaskEnds(t *testing.T) {
 	errBroken := errors.New("broken")
 	for name, tc := range map[string]struct{ ends, want error }{
 		"with an error":    {errBroken, errBroken},
@@ -65,9 +61,9 @@ func TestRunStagesStopsWhenATaskEnds(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble.Test(t, func(t *testing.T) {
 				flushed := false
-				err := runStages(t.Context(), slog.New(slog.DiscardHandler),
-					stage{name: "servers", timeout: time.Second, tasks: []task{{"grpc", func(context.Context) error { return tc.ends }}}},
-					stage{name: "workers", timeout: time.Second, tasks: []task{{"batcher", func(ctx context.Context) error { <-ctx.Done(); flushed = true; return nil }}}},
+				err := Run(t.Context(), slog.New(slog.DiscardHandler),
+					Stage{Name: "servers", Timeout: time.Second, Tasks: []Task{{"grpc", func(context.Context) error { return tc.ends }}}},
+					Stage{Name: "workers", Timeout: time.Second, Tasks: []Task{{"batcher", func(ctx context.Context) error { <-ctx.Done(); flushed = true; return nil }}}},
 				)
 				require.ErrorIs(t, err, tc.want)
 				require.ErrorContains(t, err, "grpc: ")
@@ -77,9 +73,9 @@ func TestRunStagesStopsWhenATaskEnds(t *testing.T) {
 	}
 }
 
-// TestRunStagesLeavesWhatHangs has a task that does not stop: its stage is left
+// TestRunLeavesWhatHangs has a task that does not stop: its stage is left
 // after the timeout, the stages after it still stop well.
-func TestRunStagesLeavesWhatHangs(t *testing.T) {
+func TestRunLeavesWhatHangs(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
 		defer close(release)
@@ -88,12 +84,12 @@ func TestRunStagesLeavesWhatHangs(t *testing.T) {
 		cancel()
 		log, text := logOf()
 		began := time.Now()
-		err := runStages(ctx, log,
-			stage{name: "servers", timeout: 7 * time.Second, tasks: []task{
+		err := Run(ctx, log,
+			Stage{Name: "servers", Timeout: 7 * time.Second, Tasks: []Task{
 				{"grpc", func(ctx context.Context) error { <-ctx.Done(); return nil }},
 				{"hangs", func(context.Context) error { <-release; return nil }},
 			}},
-			stage{name: "workers", timeout: time.Second, tasks: []task{{"batcher", func(ctx context.Context) error { <-ctx.Done(); flushed = true; return nil }}}},
+			Stage{Name: "workers", Timeout: time.Second, Tasks: []Task{{"batcher", func(ctx context.Context) error { <-ctx.Done(); flushed = true; return nil }}}},
 		)
 		require.ErrorIs(t, err, errNotStopped)
 		require.ErrorContains(t, err, "servers: did not stop in time: hangs after 7s")
@@ -101,18 +97,4 @@ func TestRunStagesLeavesWhatHangs(t *testing.T) {
 		require.True(t, flushed)
 		require.Contains(t, text.String(), "level=WARN msg=\"a stage did not stop in time\" stage=servers took=7s left=hangs\n")
 	})
-}
-
-// TestStopIsBelowTheGracePeriod holds the sum of the stages' timeouts below the
-// time after which Kubernetes kills the process.
-func TestStopIsBelowTheGracePeriod(t *testing.T) {
-	manifest, err := os.ReadFile(filepath.Join("..", "..", "deploy", "kubernetes", "deployment.yaml"))
-	require.NoError(t, err)
-	found := regexp.MustCompile(`terminationGracePeriodSeconds: (\d+)`).FindSubmatch(manifest)
-	require.NotNil(t, found)
-	grace, err := strconv.Atoi(string(found[1]))
-	require.NoError(t, err)
-	c, err := parse(t, "", nil)
-	require.NoError(t, err)
-	require.Less(t, c.stopTimeout(), time.Duration(grace)*time.Second)
 }

@@ -1,4 +1,5 @@
-package main
+// Package simulation has the command that simulates a coderd and its agents.
+package simulation
 
 import (
 	"errors"
@@ -10,6 +11,9 @@ import (
 	"github.com/coder/serpent"
 
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/addresses"
+	"github.com/coder/agentstatsd/optiontable"
+	"github.com/coder/agentstatsd/secrets"
 	"github.com/coder/agentstatsd/simulate"
 )
 
@@ -19,7 +23,8 @@ var (
 	errNotOnce  = errors.New("the replicas did not serve each agent once")
 )
 
-func simulateCommand() *serpent.Command {
+// Command returns the command simulate.
+func Command() *serpent.Command {
 	var (
 		targets, replicas                                        []string
 		tokenFile, caFile, journalFile                           string
@@ -42,7 +47,7 @@ func simulateCommand() *serpent.Command {
 			"  agentstatsd simulate --target localhost:2113,localhost:2115 --churn 1m --check-metrics http://localhost:2112,http://localhost:2114\n\n" +
 			"With --coder-url agents speak Coder's own protocol, to a bridge or to coderd, which knows them by their tokens. Nothing is registered then.\n\n" +
 			"  agentstatsd simulate --coder-url http://localhost:2114 --agent-tokens-file agent-tokens --churn 1m",
-		Middleware: noArguments,
+		Middleware: optiontable.NoArguments,
 		Options: serpent.OptionSet{
 			{
 				Flag: "target", Env: "AGENTSTATSD_TARGET", Default: "127.0.0.1:2113",
@@ -63,16 +68,16 @@ func simulateCommand() *serpent.Command {
 				Description: "Certificates that the service's is verified against, PEM; implies --tls. Empty: the system's.",
 				Value:       serpent.StringOf(&caFile),
 			},
-			{Flag: "agents", Default: "25", Description: "Number of agents.", Value: atLeast(&agents, 1)},
+			{Flag: "agents", Default: "25", Description: "Number of agents.", Value: optiontable.AtLeast(&agents, 1)},
 			{
 				Flag: "unreachable", Default: "0",
-				Description: "Further agents, that are registered and never connect.", Value: atLeast(&unreachable, 0),
+				Description: "Further agents, that are registered and never connect.", Value: optiontable.AtLeast(&unreachable, 0),
 			},
-			{Flag: "metrics-per-agent", Default: "30", Description: "Samples that each agent forwards in a report.", Value: atLeast(&metrics, 0)},
-			{Flag: "metadata-keys", Default: "10", Description: "Metadata keys of each agent.", Value: atLeast(&keys, 0)},
+			{Flag: "metrics-per-agent", Default: "30", Description: "Samples that each agent forwards in a report.", Value: optiontable.AtLeast(&metrics, 0)},
+			{Flag: "metadata-keys", Default: "10", Description: "Metadata keys of each agent.", Value: optiontable.AtLeast(&keys, 0)},
 			{
 				Flag: "metadata-changing", Default: "0",
-				Description: "Keys of these that have a new value each --metadata-interval, in turn. 0: all.", Value: atLeast(&changing, 0),
+				Description: "Keys of these that have a new value each --metadata-interval, in turn. 0: all.", Value: optiontable.AtLeast(&changing, 0),
 			},
 			{
 				Flag: "steady", Default: "false",
@@ -80,15 +85,15 @@ func simulateCommand() *serpent.Command {
 			},
 			{
 				Flag: "report-interval", Default: "0s",
-				Description: "Time between two reports of an agent. 0: as the service says.", Value: notBelow(&reportInterval, 0),
+				Description: "Time between two reports of an agent. 0: as the service says.", Value: optiontable.NotBelow(&reportInterval, 0),
 			},
 			{
 				Flag: "metadata-interval", Default: "10s",
-				Description: "Time between two values of a metadata key.", Value: positive(&metadataInterval),
+				Description: "Time between two values of a metadata key.", Value: optiontable.Positive(&metadataInterval),
 			},
 			{
 				Flag: "rebuild-interval", Default: "0s",
-				Description: "Mean time between two rebuilds of a workspace, under new agents. 0: none.", Value: notBelow(&rebuildInterval, 0),
+				Description: "Mean time between two rebuilds of a workspace, under new agents. 0: none.", Value: optiontable.NotBelow(&rebuildInterval, 0),
 			},
 			{
 				Flag: "watch", Default: "false",
@@ -96,7 +101,7 @@ func simulateCommand() *serpent.Command {
 			},
 			{
 				Flag: "churn", Default: "0s",
-				Description: "Mean time until an agent's connection is broken and it moves to another target. 0: it stays.", Value: notBelow(&churn, 0),
+				Description: "Mean time until an agent's connection is broken and it moves to another target. 0: it stays.", Value: optiontable.NotBelow(&churn, 0),
 			},
 			{
 				Flag:        "check-metrics",
@@ -105,24 +110,24 @@ func simulateCommand() *serpent.Command {
 			},
 			{
 				Flag: "check-interval", Default: "2s",
-				Description: "Time between two such checks. An agent that two of them find twice, or not at all although it is connected, makes the exit code 1.", Value: positive(&checkInterval),
+				Description: "Time between two such checks. An agent that two of them find twice, or not at all although it is connected, makes the exit code 1.", Value: optiontable.Positive(&checkInterval),
 			},
-			{Flag: "coderds", Default: "1", Description: "Instances of coderd that push their families.", Value: atLeast(&coderds, 0)},
+			{Flag: "coderds", Default: "1", Description: "Instances of coderd that push their families.", Value: optiontable.AtLeast(&coderds, 0)},
 			{
 				Flag: "push-interval", Default: "10s",
-				Description: "Time between two pushes of an instance of coderd.", Value: notBelow(&pushInterval, time.Second),
+				Description: "Time between two pushes of an instance of coderd.", Value: optiontable.NotBelow(&pushInterval, time.Second),
 			},
 			{
 				Flag: "duration", Default: "0s",
-				Description: "Time until the agents stop. 0: until the program is stopped.", Value: notBelow(&duration, 0),
+				Description: "Time until the agents stop. 0: until the program is stopped.", Value: optiontable.NotBelow(&duration, 0),
 			},
 			{
 				Flag: "ack-deadline", Default: "30s",
-				Description: "Time to wait at the end for the last acks.", Value: positive(&ackDeadline),
+				Description: "Time to wait at the end for the last acks.", Value: optiontable.Positive(&ackDeadline),
 			},
 			{
 				Flag: "connections", Default: "0",
-				Description: "Connections that the agents share. 0: one each, as real agents have.", Value: atLeast(&connections, 0),
+				Description: "Connections that the agents share. 0: one each, as real agents have.", Value: optiontable.AtLeast(&connections, 0),
 			},
 			{
 				Flag: "relay", Default: "false",
@@ -145,7 +150,7 @@ func simulateCommand() *serpent.Command {
 		},
 		Handler: func(inv *serpent.Invocation) (err error) {
 			log := slog.New(slog.NewTextHandler(inv.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-			if err := flagsOverEnvironment(inv); err != nil {
+			if err := optiontable.FlagsOverEnvironment(inv); err != nil {
 				return err
 			}
 			if len(coder.urls) > 0 || coder.tokensFile != "" {
@@ -153,7 +158,7 @@ func simulateCommand() *serpent.Command {
 				if err != nil {
 					return err
 				}
-				opts.MetricsPerAgent, opts.ReportInterval, opts.MetadataInterval = orNone(int(metrics)), reportInterval, metadataInterval
+				opts.MetricsPerAgent, opts.ReportInterval, opts.MetadataInterval = optiontable.OrNone(int(metrics)), reportInterval, metadataInterval
 				opts.Churn, opts.Steady, opts.Duration, opts.Keep, opts.Progress = churn, steady, duration, keep, inv.Stderr
 				summary, err := simulate.RunCoder(inv.Context(), opts, log)
 				if err != nil {
@@ -163,7 +168,7 @@ func simulateCommand() *serpent.Command {
 			}
 			if !useTLS && caFile == "" && !plaintext {
 				for _, target := range targets {
-					if loopback, err := isLoopback(target); err != nil {
+					if loopback, err := addresses.IsLoopback(target); err != nil {
 						return fmt.Errorf("--target %s: %w", target, err)
 					} else if !loopback {
 						return fmt.Errorf("--target %s is beyond loopback: give --tls, or --plaintext", target)
@@ -173,17 +178,17 @@ func simulateCommand() *serpent.Command {
 			if churn > 0 && len(targets) < 2 {
 				return fmt.Errorf("--churn %s moves agents between targets: give at least two --target", churn)
 			}
-			dial, err := coderdDialOptions(tokenFile, caFile, "", useTLS, log)
+			dial, err := DialOptions(tokenFile, caFile, "", useTLS, log)
 			if err != nil {
 				return err
 			}
 			opts := simulate.Options{
 				Targets: targets, Dial: dial, Churn: churn, Watch: watch,
 				Metrics: replicas, CheckInterval: checkInterval,
-				Agents: int(agents), Unreachable: int(unreachable), RebuildInterval: orNone(rebuildInterval),
-				MetricsPerAgent: orNone(int(metrics)), MetadataKeys: orNone(int(keys)), MetadataChanging: int(changing), Steady: steady,
+				Agents: int(agents), Unreachable: int(unreachable), RebuildInterval: optiontable.OrNone(rebuildInterval),
+				MetricsPerAgent: optiontable.OrNone(int(metrics)), MetadataKeys: optiontable.OrNone(int(keys)), MetadataChanging: int(changing), Steady: steady,
 				ReportInterval: reportInterval, MetadataInterval: metadataInterval,
-				Coderds: orNone(int(coderds)), PushInterval: pushInterval,
+				Coderds: optiontable.OrNone(int(coderds)), PushInterval: pushInterval,
 				Duration: duration, DrainTimeout: ackDeadline,
 				Keep: keep, Connections: int(connections), Relay: relay, Progress: inv.Stderr,
 			}
@@ -222,22 +227,14 @@ func printSummary(inv *serpent.Invocation, summary simulate.Summary, asJSON bool
 	return nil
 }
 
-// orNone converts a number of which 0 means none into one of which 0 means the
-// default.
-func orNone[T int | time.Duration](n T) T {
-	if n == 0 {
-		return -1
-	}
-	return n
-}
-
-// coderdDialOptions returns how to dial the service as coderd: with TLS if asked
+// DialOptions returns how to dial the service as coderd: with TLS if asked
 // to, or if there is a CA. An empty server name is the host of the target.
-func coderdDialOptions(tokenFile, caFile, serverName string, useTLS bool, log *slog.Logger) (client.DialOptions, error) {
-	token, err := readToken(tokenOfCoderd, tokenFile, log)
+func DialOptions(tokenFile, caFile, serverName string, useTLS bool, log *slog.Logger) (client.DialOptions, error) {
+	tokens, err := secrets.LoadTokens("coderd's token", tokenFile, log)
 	if err != nil {
 		return client.DialOptions{}, err
 	}
+	token := tokens[0].Token
 	if !useTLS && caFile == "" {
 		return client.DialOptions{Token: token, Plaintext: true}, nil
 	}

@@ -1,4 +1,4 @@
-package main
+package simulation
 
 import (
 	"errors"
@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/addresses"
 	"github.com/coder/agentstatsd/secrets"
 	"github.com/coder/agentstatsd/simulate"
 )
@@ -30,7 +31,7 @@ func (c coderAgents) options(caFile string, plaintext bool, log *slog.Logger) (o
 		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 			return o, errors.New("--coder-url: want URLs such as http://localhost:2114, without user, query and fragment")
 		}
-		if loopback, err := isLoopback(net.JoinHostPort(u.Hostname(), "80")); u.Scheme == "http" && !plaintext && (err != nil || !loopback) {
+		if loopback, err := addresses.IsLoopback(net.JoinHostPort(u.Hostname(), "80")); u.Scheme == "http" && !plaintext && (err != nil || !loopback) {
 			return o, fmt.Errorf("--coder-url %s is beyond loopback without TLS: give --plaintext, if tokens may cross that network in the clear", text)
 		}
 		o.URLs = append(o.URLs, u)

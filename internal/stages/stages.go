@@ -1,4 +1,5 @@
-package main
+// Package stages runs tasks, and stops them in an order, each within a bound.
+package stages
 
 import (
 	"context"
@@ -11,18 +12,19 @@ import (
 	"time"
 )
 
-// task blocks until ctx ends and then stops in bounded time.
-type task struct {
-	name string
-	run  func(ctx context.Context) error
+// Task is what runs.
+type Task struct {
+	Name string
+	// Run blocks until ctx ends and then stops in bounded time.
+	Run func(ctx context.Context) error
 }
 
-// stage is what stops together.
-type stage struct {
-	name  string
-	tasks []task
-	// timeout bounds the wait for the tasks once they are stopped.
-	timeout time.Duration
+// Stage is what stops together.
+type Stage struct {
+	Name  string
+	Tasks []Task
+	// Timeout bounds the wait for the tasks once they are stopped.
+	Timeout time.Duration
 }
 
 var (
@@ -30,12 +32,12 @@ var (
 	errNotStopped = errors.New("did not stop in time")
 )
 
-// runStages runs all tasks of all stages at once. When ctx or a task ends, the stages
+// Run runs all tasks of all stages at once. When ctx or a task ends, the stages
 // stop one after another. Each is stopped when all tasks of the one before it have
 // returned, or its timeout has passed. So what produces stands before what consumes,
 // and a stop takes at most the sum of the timeouts. It returns what the tasks
 // returned, joined, and errNotStopped for a stage that it left behind.
-func runStages(ctx context.Context, log *slog.Logger, stages ...stage) error {
+func Run(ctx context.Context, log *slog.Logger, stages ...Stage) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	running := make([]*runningStage, len(stages))
@@ -54,7 +56,7 @@ func runStages(ctx context.Context, log *slog.Logger, stages ...stage) error {
 
 // runningStage is a stage whose tasks have begun.
 type runningStage struct {
-	stage
+	Stage
 	cancel context.CancelFunc
 	ended  chan struct{} // closed when all tasks have returned
 
@@ -65,21 +67,21 @@ type runningStage struct {
 
 // start runs the tasks until ctx or the stage's own context ends. A task that
 // ends earlier calls stopAll.
-func (s stage) start(ctx context.Context, stopAll func()) *runningStage {
+func (s Stage) start(ctx context.Context, stopAll func()) *runningStage {
 	ctx, cancel := context.WithCancel(ctx)
-	r := &runningStage{stage: s, cancel: cancel, ended: make(chan struct{})}
+	r := &runningStage{Stage: s, cancel: cancel, ended: make(chan struct{})}
 	var group sync.WaitGroup
-	for _, t := range s.tasks {
-		r.left = append(r.left, t.name)
+	for _, t := range s.Tasks {
+		r.left = append(r.left, t.Name)
 		group.Go(func() {
-			err := t.run(ctx)
+			err := t.Run(ctx)
 			if ctx.Err() == nil && err == nil {
 				err = errEndedEarly
 			}
 			if err != nil {
-				err = fmt.Errorf("%s: %w", t.name, err)
+				err = fmt.Errorf("%s: %w", t.Name, err)
 			}
-			r.finish(t.name, err)
+			r.finish(t.Name, err)
 			if ctx.Err() == nil {
 				stopAll()
 			}
@@ -107,7 +109,7 @@ func (r *runningStage) finish(name string, err error) {
 func (r *runningStage) stop(log *slog.Logger) error {
 	r.cancel()
 	began := time.Now()
-	timer := time.NewTimer(r.timeout)
+	timer := time.NewTimer(r.Timeout)
 	defer timer.Stop()
 	select {
 	case <-r.ended:
@@ -117,11 +119,11 @@ func (r *runningStage) stop(log *slog.Logger) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.left) > 0 {
-		log.Warn("a stage did not stop in time", "stage", r.name, "took", took, "left", strings.Join(r.left, ", "))
-		return errors.Join(append(r.errs, fmt.Errorf("%s: %w: %s after %s", r.name, errNotStopped, strings.Join(r.left, ", "), r.timeout))...)
+		log.Warn("a stage did not stop in time", "stage", r.Name, "took", took, "left", strings.Join(r.left, ", "))
+		return errors.Join(append(r.errs, fmt.Errorf("%s: %w: %s after %s", r.Name, errNotStopped, strings.Join(r.left, ", "), r.Timeout))...)
 	}
-	if len(r.tasks) > 0 {
-		log.Info("stage stopped", "stage", r.name, "took", took)
+	if len(r.Tasks) > 0 {
+		log.Info("stage stopped", "stage", r.Name, "took", took)
 	}
 	return errors.Join(r.errs...)
 }
