@@ -108,6 +108,8 @@ type push struct {
 	snapshot agent.Push
 	size     int
 	decoded  int // what its families take in memory once decoded
+
+	logged pushRefusals
 }
 
 // pushedFamilies estimates what a family takes.
@@ -214,6 +216,7 @@ func (p *push) finishSnapshot(ctx context.Context, end *agentstatsv1.PushEnd) er
 		return err
 	}
 	reservationFrom(ctx).markAnswered()
+	p.logRefused(refused)
 	resp := &agentstatsv1.PushMetricsResponse{Snapshot: end.GetSnapshot(), RefusedCount: int64(len(refused)), Superseded: superseded}
 	for _, r := range refused[:min(len(refused), maxPushRefusals)] {
 		resp.Refused = append(resp.Refused, &agentstatsv1.FamilyRefusal{

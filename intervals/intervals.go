@@ -7,6 +7,7 @@ package intervals
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -16,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/outage"
 )
 
 const (
@@ -55,7 +57,8 @@ type Intervals struct {
 	// Only Run uses what follows.
 	meter      meter
 	controller controller
-	failing    bool // the last exchange or decision failed
+	// exchanges and decisions are outages of the database.
+	exchanges, decisions *outage.Log
 }
 
 // New returns Intervals with a factor of 1. Its metrics are registered with reg.
@@ -67,6 +70,8 @@ func New(metadata Metadata, replicas Replicas, opts Options, reg prometheus.Regi
 	i := &Intervals{
 		metadata: metadata, replicas: replicas, log: log,
 		controller: newController(opts.MaxFactor),
+		exchanges:  outage.New(log, "loads are not exchanged, the intervals of agents stay as they are", "loads are exchanged again"),
+		decisions:  outage.New(log, "another factor of the intervals of agents is not stored, trying again", "the factor of the intervals of agents is stored again"),
 	}
 	i.opts.Store(&opts)
 	i.setFactor(1)
@@ -128,9 +133,10 @@ func (i *Intervals) follow(ctx context.Context, now time.Time) (known bool) {
 	i.metrics.setLoad(load)
 	all, err := i.replicas.ExchangeLoads(ctx, load)
 	if err != nil {
-		i.fail(ctx, "loads are not exchanged, the intervals of agents stay as they are", err)
+		i.fail(ctx, i.exchanges, err)
 		return false
 	}
+	i.exchanges.Works(ctx)
 	if all.IntervalFactor == 0 {
 		return false
 	}
@@ -140,24 +146,22 @@ func (i *Intervals) follow(ctx context.Context, now time.Time) (known bool) {
 	step := i.controller.next(now, factor, all.Replicas)
 	// What is stored may be above the limit: of a replica that led with another one.
 	if step.factor == all.IntervalFactor || !all.Decides {
-		i.failing = false
 		return true
 	}
 	if err := i.replicas.DecideIntervalFactor(ctx, step.factor); err != nil {
-		i.fail(ctx, "another factor of the intervals of agents is not stored, trying again", err)
+		i.fail(ctx, i.decisions, err)
 		return true
 	}
-	i.failing = false
+	i.decisions.Works(ctx)
 	i.report(ctx, all.IntervalFactor, step)
 	return true
 }
 
-// fail logs the first of several errors in a row.
-func (i *Intervals) fail(ctx context.Context, text string, err error) {
-	if !i.failing && ctx.Err() == nil {
-		i.log.WarnContext(ctx, text, "error", err)
+// fail logs an error, unless it is that of a stop.
+func (*Intervals) fail(ctx context.Context, of *outage.Log, err error) {
+	if !errors.Is(ctx.Err(), context.Canceled) {
+		of.Failed(ctx, err)
 	}
-	i.failing = true
 }
 
 // report logs and counts a step that this replica decided.
