@@ -126,7 +126,7 @@ func (in *ingester) limitMessage(r metrics.Reason, name string) string {
 	o := in.agg.opts.Load()
 	switch r {
 	case reasonAgentSeries:
-		return fmt.Sprintf("%s would exceed the agent's %d series (--max-series-per-agent)", name, o.MaxSeriesPerAgent)
+		return fmt.Sprintf("%s would exceed the agent's %d series (--max-series-per-agent), its report has %d", name, o.MaxSeriesPerAgent, in.report.Len())
 	case reasonOwnerSeries:
 		return fmt.Sprintf("%s would exceed the %d series of all agents of the owner (--max-series-per-owner)", name, o.MaxSeriesPerOwner)
 	case reasonAgentBytes:
@@ -136,7 +136,7 @@ func (in *ingester) limitMessage(r metrics.Reason, name string) string {
 	case reasonTooManyBytes:
 		return fmt.Sprintf("%s would exceed %d bytes of names and labels of the series of all agents (--max-series-bytes)", name, o.MaxSeriesBytes)
 	case reasonAgentFamilies:
-		return fmt.Sprintf("%s would exceed the agent's %d families (--max-families-per-agent)", name, o.MaxFamiliesPerAgent)
+		return fmt.Sprintf("%s would exceed the agent's %d families (--max-families-per-agent), its report has %d series", name, o.MaxFamiliesPerAgent, in.report.Len())
 	case reasonTooManyFamilies:
 		return fmt.Sprintf("%s would exceed %d families of all agents (--max-families)", name, o.MaxFamilies)
 	}

@@ -201,7 +201,7 @@ func TestSeriesPerAgentLimit(t *testing.T) {
 	r := samples(sample("a", agent.Gauge, 1), sample("b", agent.Gauge, 1), sample("c", agent.Gauge, 1), sample("d", agent.Gauge, 1))
 	for range 2 {
 		require.Empty(t, cmp.Diff([]agent.Refusal{{
-			Kind: agent.RefusedLimit, Reason: "too_many_agent_series", Message: "c would exceed the agent's 2 series (--max-series-per-agent)",
+			Kind: agent.RefusedLimit, Reason: "too_many_agent_series", Message: "c would exceed the agent's 2 series (--max-series-per-agent), its report has 4",
 			Names: []string{"c", "d"}, Count: 2,
 		}}, refusals(a.Report(id(1), 1, time.Now(), r))))
 	}

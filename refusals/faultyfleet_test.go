@@ -136,7 +136,7 @@ func TestFaultyFleet(t *testing.T) {
 			return n
 		}
 		for minute := range minutes {
-			require.Equal(t, 1, named(minute, "level=WARN", "agent="+edgetest.ID(greedy).String(), "workspace=ws1 ", "owner=owner1 ", "template=docker ", "reason=too_many_agent_series", "1000 series (--max-series-per-agent)"), lines[minute])
+			require.Equal(t, 1, named(minute, "level=WARN", "agent="+edgetest.ID(greedy).String(), "workspace=ws1 ", "owner=owner1 ", "template=docker ", "reason=too_many_agent_series", "1000 series (--max-series-per-agent), its report has 1500"), lines[minute])
 			require.Equal(t, 1, named(minute, "level=WARN", "agent="+edgetest.ID(wrong).String(), "workspace=ws2 ", "owner=owner2 ", "reason=invalid_name", "names=bad-name"), lines[minute])
 			require.Equal(t, 1, named(minute, "level=WARN", "connections cannot be accepted", "listener=grpc", "reason=descriptors"), lines[minute])
 			template := named(minute, "level=WARN", "template=doubled reason=too_many_agent_series agents=10 owners=10 ")
