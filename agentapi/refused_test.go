@@ -220,3 +220,23 @@ func TestClientLogsRefusals(t *testing.T) {
 		require.Contains(t, strings.ReplaceAll(out.String(), `\"`, `"`), line)
 	})
 }
+
+// Sessions are in the log for who debugs, with how they ended.
+func TestSessionsAreLoggedForDebugging(t *testing.T) {
+	bothWays(t, func(t *testing.T) {
+		s := edgetest.Start(t, edgetest.Settings{LogLevel: slog.LevelDebug})
+		s.Register(1)
+		c := s.Connect(edgetest.Session{Agent: 1})
+		epoch := c.Settings.GetEpoch()
+		of := fmt.Sprintf("agent=%s epoch=%d relayed=%t", edgetest.ID(1), epoch, edgetest.IsOverRelay(t))
+		require.Equal(t, 1, strings.Count(s.Log.String(), `level=DEBUG msg="session opened" `+of))
+		c.SendNext(edgetest.Goodbye())
+		c.RequireEnd(codes.OK, "")
+		synctest.Wait()
+		require.Equal(t, 1, strings.Count(s.Log.String(), `level=DEBUG msg="session ended" `+of+" end=goodbye"), s.Log.String())
+		s = edgetest.Start(t, edgetest.Settings{})
+		s.Register(1)
+		s.Connect(edgetest.Session{Agent: 1})
+		require.NotContains(t, s.Log.String(), "session opened")
+	})
+}

@@ -11,6 +11,13 @@ import (
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
+// awaitLogged waits until the log has a text.
+func awaitLogged(s *edgetest.Service, text string) {
+	for !strings.Contains(s.Log.String(), text) {
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // A coderd that connects is a line, and the end of its connection another one. Agents are
 // none.
 func TestCoderdsAreLogged(t *testing.T) {
@@ -31,8 +38,6 @@ func TestCoderdsAreLogged(t *testing.T) {
 	s.Request(1, edgetest.Metadata("cpu", "1"))
 	require.Equal(t, 2, lines("coderd has connected"))
 	require.NoError(t, pusher.Close())
-	for lines("a connection of coderd has ended") == 0 {
-		time.Sleep(10 * time.Millisecond) // it is looked for each second
-	}
+	awaitLogged(s, "a connection of coderd has ended") // it is looked for each second
 	require.Equal(t, 1, lines(`level=INFO msg="a connection of coderd has ended" peer=127.0.0.1 credential=push`), s.Log.String())
 }

@@ -85,6 +85,8 @@ type Settings struct {
 	// ChangeAgents and ChangeCoderd put other components in place.
 	ChangeAgents func(*agentapi.Components)
 	ChangeCoderd func(*coderdapi.Components)
+	// LogLevel is the least level of Log; zero: info.
+	LogLevel slog.Level
 	// Down: the database is down at the start.
 	Down bool
 	// TCP: listen on loopback rather than in memory.
@@ -100,7 +102,7 @@ var FixedWindows = []grpc.DialOption{grpc.WithStaticStreamWindowSize(64 << 10), 
 func Start(t testing.TB, set Settings) *Service {
 	t.Helper()
 	s := &Service{T: t, Pushes: &Pushes{}, Registry: prometheus.NewPedanticRegistry(), Log: &Log{}}
-	log := slog.New(slog.NewTextHandler(s.Log, nil))
+	log := slog.New(slog.NewTextHandler(s.Log, &slog.HandlerOptions{Level: set.LogLevel}))
 	path := filepath.Join(t.TempDir(), "test.db")
 	require.NoError(t, sqlitetest.Create(path))
 	db, err := store.Open(t.Context(), store.Options{Path: path}, prometheus.NewRegistry(), log)
