@@ -146,10 +146,11 @@ func (r *Registrations) Warnings() (all []string) {
 }
 
 // runSyncs syncs at once, and each interval from then on. Who asks for a sync gets one of
-// this bridge, whoever has the task, and another one if it fails.
+// this bridge, whoever has the task, and another one if it fails. So does a bridge that
+// begins: what agents said while it was away is known by REST alone.
 func (r *Registrations) runSyncs(ctx context.Context) {
 	retries := backoff.Backoff{Min: 5 * time.Second, Max: r.opts.SyncInterval}
-	failures, asked := 0, false
+	failures, asked := 0, true
 	var readAt time.Time // when the last sync of this bridge ended
 	for ctx.Err() == nil {
 		mine, err := r.acquireSync(ctx)

@@ -487,7 +487,9 @@ func TestTwoBridges(t *testing.T) {
 		defer end()
 		defer stop()
 		running.Go(func() { require.NoError(t, other.Run(until)) })
-		time.Sleep(time.Second)
+		time.Sleep(70 * time.Second)
+		synctest.Wait()
+		require.Equal(t, 2, rest.Requests("list"), "it begins with one, too")
 		// The one that does not sync lists for many.
 		want := []uuid.UUID{agentID(1, 1)}
 		for n := 300; n < 325; n++ {
@@ -502,7 +504,7 @@ func TestTwoBridges(t *testing.T) {
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		require.InDelta(t, 12, rest.Requests("list")-lists, 2)
-		require.Equal(t, rest.Requests("list")-1, s.syncs(outcomeSynced))
+		require.Equal(t, rest.Requests("list")-2, s.syncs(outcomeSynced))
 		require.Equal(t, id('w', 1, 0), other.agents[agentID(1, 1)].workspace)
 
 		// It registers who connects.
