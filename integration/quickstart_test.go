@@ -37,7 +37,7 @@ func TestQuickstartManifests(t *testing.T) {
 
 // A query within a text, and a name of a metric of the service in a table.
 var (
-	inlineQuery = regexp.MustCompile("`((?:sum|rate|increase|max|min|avg|count|max_over_time|histogram_quantile|absent)(?: |\\().*?)`")
+	inlineQuery = regexp.MustCompile("`((?:sum|rate|increase|max|min|avg|count|max_over_time|histogram_quantile|absent|topk)(?: |\\().*?)`")
 	ownMetric   = regexp.MustCompile("(?m)^\\| `((?:agentstatsd|grpc_server)_[a-z_]+)` \\|")
 )
 
