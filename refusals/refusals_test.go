@@ -262,3 +262,25 @@ func TestLinesOfWhatExpires(t *testing.T) {
 		require.Contains(t, out.lines[1], `level=INFO msg="something of agents of a template has expired" template=docker reason=series_expired agents=100`)
 	})
 }
+
+// A refusal of one of 50,000 agents, five times as many as are kept.
+func BenchmarkRefused(b *testing.B) {
+	r, _ := newRefusals(b, registered{always("docker"), always("ada")}, Options{}, slog.New(slog.DiscardHandler))
+	refused := refusal("invalid_name", 3, "a-b", "c-d", "e-f")
+	b.ReportAllocs()
+	for n := 0; b.Loop(); n++ {
+		r.Refused(idOf(n%50_000), "v2", refused)
+	}
+}
+
+// The lines of 10,000 agents of one template, which are looked for each 5 s.
+func BenchmarkLines(b *testing.B) {
+	r, _ := newRefusals(b, registered{always("docker"), always("ada")}, Options{}, slog.New(slog.DiscardHandler))
+	for n := range 10_000 {
+		r.Refused(idOf(n), "v2", refusal("invalid_name", 3, "a-b"))
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		r.takeLines(time.Now())
+	}
+}

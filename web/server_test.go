@@ -129,12 +129,13 @@ func TestConnectionsAreBounded(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble.Test(t, func(t *testing.T) {
 				release := make(chan struct{})
+				var log bytes.Buffer
 				lis := start(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					if r.URL.Path == "/wait" {
 						<-release
 					}
 					hello(w, r)
-				}), c.opts, nil)
+				}), c.opts, &log)
 				isClosed := func(c net.Conn) bool {
 					if c.SetReadDeadline(time.Now().Add(time.Millisecond)) != nil {
 						return true
@@ -164,6 +165,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 					go func() { _ = lis.dial(fmt.Sprintf("10.0.0.1:%d", 20+i)) }()
 					synctest.Wait()
 				}
+				require.Equal(t, 1, strings.Count(log.String(), "connections of HTTP are closed to stay within a limit"), "a line a minute")
 				close(release)
 				resp := raw(t, busy, "")
 				require.Equal(t, http.StatusOK, resp.StatusCode, "whoever is served goes on")
