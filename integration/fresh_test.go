@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/internal/postgrestest"
@@ -28,6 +29,8 @@ func TestFreshReplica(t *testing.T) {
 		want = append(want, column[0]+" "+column[1])
 	}
 	s := newService(t, "--database-url", postgrestest.Start(t).CreateDatabase(t))
+	// No replica makes one.
+	require.NoError(t, os.WriteFile(s.tokenFile(), []byte(uuid.NewString()), 0o600))
 	s.start(t)
 	_, body := s.scrape(t, "/metrics")
 	var got []string
