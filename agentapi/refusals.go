@@ -18,6 +18,8 @@ import (
 type Refusals interface {
 	// Refused notes what an agent was refused; version is its own, empty: not known.
 	Refused(id agent.ID, version string, refused []agent.Refusal)
+	// Expired notes what of an agent has expired, which is routine.
+	Expired(id agent.ID, expired agent.Refusal)
 }
 
 // Reasons of refusals that end a stream, or keep one from being opened.
@@ -69,6 +71,8 @@ func (s *Service) noteEndOf(id agent.ID, version string, err error) {
 		refusal.Reason = reasonLimit
 	case codes.DeadlineExceeded:
 		refusal.Reason = reasonTimeout
+		s.Refusals.Expired(id, refusal)
+		return
 	default:
 		return
 	}

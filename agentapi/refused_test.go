@@ -41,6 +41,8 @@ func (n *noted) Refused(id agent.ID, version string, refused []agent.Refusal) {
 	}
 }
 
+func (n *noted) Expired(id agent.ID, r agent.Refusal) { n.Refused(id, "expired", []agent.Refusal{r}) }
+
 // take returns and forgets what was noted.
 func (n *noted) take() (lines, texts string) {
 	synctest.Wait()
@@ -172,6 +174,20 @@ func TestRefusalsOfTheDatabaseAreNoted(t *testing.T) {
 		lines, texts := n.take()
 		require.Equal(t, "1 rejected 1", lines)
 		require.Equal(t, `the database refused the value of key "cpu"`, texts)
+	})
+}
+
+// A stream that ends as its agent says nothing is noted as one that expired.
+func TestIdleStreamsAreNoted(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		var n noted
+		s := n.start(t, edgetest.Settings{Server: grpcserver.Options{IdleTimeout: 90 * time.Second}})
+		s.Register(1)
+		c := s.Connect(edgetest.Session{Agent: 1})
+		requireEnds(t, c, codes.DeadlineExceeded)
+		lines, texts := n.take()
+		require.Equal(t, "1 timeout 1 expired", lines)
+		require.Equal(t, "message: want one within 1m30s (--agent-idle-timeout)", texts)
 	})
 }
 
