@@ -18,7 +18,7 @@ import (
 // SchemaVersions returns the version of the schema, 0 if there is none yet, and the
 // newest one that this program knows. It changes nothing. A SQLite file must exist.
 func SchemaVersions(ctx context.Context, opts Options) (current, newest int64, err error) {
-	err = withSchema(ctx, opts, func(db *sql.DB, s *schema.Schema) error {
+	err = withSchema(opts, func(db *sql.DB, s *schema.Schema) error {
 		current, newest, err = s.Versions(ctx, db)
 		return err
 	})
@@ -30,7 +30,7 @@ func SchemaVersions(ctx context.Context, opts Options) (current, newest int64, e
 // file meanwhile. On PostgreSQL the call first waits for lease to see whether replicas
 // beat, and refuses if one does.
 func MigrateTo(ctx context.Context, opts Options, version int64, lease time.Duration) (before int64, err error) {
-	err = withSchema(ctx, opts, func(db *sql.DB, s *schema.Schema) error {
+	err = withSchema(opts, func(db *sql.DB, s *schema.Schema) error {
 		if opts.URL == "" {
 			before, err = s.To(ctx, db, version)
 			return err
@@ -53,7 +53,7 @@ func MigrateTo(ctx context.Context, opts Options, version int64, lease time.Dura
 }
 
 // withSchema opens the database as it is, and calls do.
-func withSchema(ctx context.Context, opts Options, do func(*sql.DB, *schema.Schema) error) (err error) {
+func withSchema(opts Options, do func(*sql.DB, *schema.Schema) error) (err error) {
 	opts = opts.withDefaults()
 	if err := opts.validate(); err != nil {
 		return fmt.Errorf("store options: %w", err)

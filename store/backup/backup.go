@@ -161,7 +161,7 @@ func Place(ctx context.Context, file, database string, newDeployment bool) (s Su
 		return s, "", err
 	}
 	if _, err := os.Stat(database); err == nil {
-		if kept, err = setAside(database); err != nil {
+		if kept, err = setAside(ctx, database); err != nil {
 			return s, "", err
 		}
 	}
@@ -189,7 +189,7 @@ func identify(ctx context.Context, file string, deployment agent.ID) (err error)
 }
 
 // setAside renames the database with its write-ahead log, which is part of it.
-func setAside(database string) (kept string, err error) {
+func setAside(ctx context.Context, database string) (kept string, err error) {
 	for n := 1; ; n++ {
 		kept = fmt.Sprintf("%s.before-restore-%d", database, n)
 		if _, err := os.Lstat(kept); errors.Is(err, os.ErrNotExist) {
@@ -198,7 +198,7 @@ func setAside(database string) (kept string, err error) {
 	}
 	// What the log has goes into the file, unless the file is damaged.
 	if db, err := open(database, "rw"); err == nil {
-		_, _ = db.Exec(`PRAGMA wal_checkpoint(TRUNCATE)`)
+		_, _ = db.ExecContext(ctx, `PRAGMA wal_checkpoint(TRUNCATE)`)
 		_ = db.Close()
 	}
 	for _, suffix := range []string{"-wal", "-shm", ""} {
