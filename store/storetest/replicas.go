@@ -179,6 +179,12 @@ func testIntervalFactor(t *testing.T, s Store) {
 	require.ErrorIs(t, s.SaveIntervalFactor(t.Context(), id(2), 3), agent.ErrOutdated)
 	replicas, _ = heartbeat(2, idle)
 	require.Equal(t, idle, replicas[1].Load)
+	require.Empty(t, replicas[1].Config)
+	for _, config := range []string{`{"token":"a"}`, `{"token":"b"}`} {
+		replicas, _, err = s.RecordHeartbeat(t.Context(), agent.Replica{ID: id(2), Load: idle, Config: config}, -1)
+		require.NoError(t, err)
+		require.Equal(t, config, replicas[1].Config)
+	}
 
 	require.NoError(t, s.RemoveReplicas(t.Context(), []agent.ID{id(1)}))
 	_, lease = heartbeat(2, idle)
