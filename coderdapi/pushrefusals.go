@@ -21,9 +21,19 @@ type pushRefusals struct {
 	at      time.Time // zero: never
 }
 
+// reasonOwned is the reason of families that the service has itself, such as those of its
+// process. Each coderd pushes some, so they are not logged.
+const reasonOwned = "owned_by_service"
+
 // logRefused logs what is refused of a snapshot, if that differs from what was logged last,
 // and that is a minute ago. Coderd pushes the same again and again.
-func (p *push) logRefused(refused []agent.PushRefusal) {
+func (p *push) logRefused(all []agent.PushRefusal) {
+	var refused []agent.PushRefusal
+	for i := range all {
+		if all[i].Reason != reasonOwned {
+			refused = append(refused, all[i])
+		}
+	}
 	counts := make(map[string]int)
 	for i := range refused {
 		counts[refused[i].Reason]++

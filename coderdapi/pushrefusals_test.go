@@ -31,9 +31,9 @@ func TestRefusedFamiliesAreLogged(t *testing.T) {
 		require.Zero(t, lines("of a coderd are"))
 		series := agent.PushRefusal{Name: "coderd_x", Reason: "too_many_series", Message: "series: want at most 3, got 5"}
 		for range 20 {
-			push(series, agent.PushRefusal{Name: "go_goroutines", Reason: "reserved_name"}, series)
+			push(agent.PushRefusal{Name: "go_goroutines", Reason: "owned_by_service"}, series, agent.PushRefusal{Name: "x", Reason: "name_collision"}, series)
 		}
-		require.Equal(t, 1, lines(`level=WARN msg="families of a coderd are refused" replica=coderd-0 families=3 reasons="reserved_name: 1, too_many_series: 2" first=coderd_x problem="series: want at most 3, got 5"`), s.Log.String())
+		require.Equal(t, 1, lines(`level=WARN msg="families of a coderd are refused" replica=coderd-0 families=3 reasons="name_collision: 1, too_many_series: 2" first=coderd_x problem="series: want at most 3, got 5"`), s.Log.String())
 		for range 20 { // by turns
 			push(series)
 			push()
