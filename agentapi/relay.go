@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi/internal/relayresponses"
 	"github.com/coder/agentstatsd/agentapi/internal/wire"
 	"github.com/coder/agentstatsd/grpcserver"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -47,7 +48,7 @@ type relay struct {
 	stream    relayStream
 	ctx       context.Context // cancelled at the end of the stream
 	cancel    context.CancelFunc
-	responses relayResponses
+	responses relayresponses.Queue
 	newest    uint32         // index of the newest session; only the handler uses it
 	open      sync.WaitGroup // sessions that are not closed
 
@@ -76,7 +77,7 @@ func (s *Service) RelayAgents(stream relayStream) error {
 	s.relaying.Store(r, nil)
 	defer s.relaying.Delete(r)
 	r.ctx, r.cancel = context.WithCancel(stream.Context())
-	r.responses.init()
+	r.responses.Init()
 	var writing sync.WaitGroup
 	writing.Go(func() { r.write(ender) })
 	defer writing.Wait()
@@ -87,7 +88,7 @@ func (s *Service) RelayAgents(stream relayStream) error {
 	}
 	r.forAll((*relayedSession).halfClose)
 	r.open.Wait()
-	r.responses.close()
+	r.responses.Close()
 	writing.Wait()
 	return nil
 }
@@ -169,13 +170,13 @@ func (r *relay) route(q *wire.RelayedRequest) *fieldError {
 // openSession opens a session with its hello. If it is refused, its end is sent.
 func (r *relay) openSession(q *wire.RelayedRequest) {
 	// Refused sessions must not queue responses without a limit.
-	if r.responses.awaitRoom(r.ctx) != nil {
+	if r.responses.AwaitRoom(r.ctx) != nil {
 		return
 	}
 	id, err := r.admitted(q.AgentID)
 	if err != nil {
 		r.service.noteEnd(id, err)
-		r.responses.appendEnd(q.Index, status.Convert(err), false, nil)
+		r.responses.AppendEnd(q.Index, status.Convert(err), nil, nil)
 		return
 	}
 	session := newRelayedSession(r, q.Index, id)
@@ -183,7 +184,11 @@ func (r *relay) openSession(q *wire.RelayedRequest) {
 	if err != nil {
 		session.cancel()
 		r.service.noteEnd(id, err)
-		r.responses.appendEnd(q.Index, status.Convert(err), errors.Is(err, grpcserver.ErrDraining), nil)
+		var again *agentstatsv1.Reconnect
+		if errors.Is(err, grpcserver.ErrDraining) {
+			again = reconnect(reconnectDrain)
+		}
+		r.responses.AppendEnd(q.Index, status.Convert(err), again, nil)
 		return
 	}
 	session.release = release
@@ -310,21 +315,21 @@ func (r *relay) write(ender grpcserver.StreamEnder) {
 		select {
 		case <-draining:
 			draining, stopping = nil, true
-		case <-r.responses.ready:
-			r.responses.gather(r.ctx)
-		case <-r.responses.closed:
+		case <-r.responses.Ready():
+			r.responses.Gather(r.ctx)
+		case <-r.responses.Closed():
 		case <-r.ctx.Done():
-			r.responses.discard()
+			r.responses.Discard()
 			return
 		}
 		empty := r.isEmpty() // before the last end is written
-		for encoded := r.responses.takeEncoded(); encoded != nil; encoded = r.responses.takeEncoded() {
+		for encoded := r.responses.TakeEncoded(); encoded != nil; encoded = r.responses.TakeEncoded() {
 			if err := r.stream.SendMsg(grpcserver.Encoded(encoded)); err != nil {
 				_ = ender.WriteStatus(status.Convert(err)) // unless it has ended
 			}
 		}
 		select {
-		case <-r.responses.closed:
+		case <-r.responses.Closed():
 			return
 		default:
 		}

@@ -249,13 +249,13 @@ func (s *relayedSession) response() wire.RelayedResponse {
 
 func (s *relayedSession) sendCredit(n int) error {
 	r := wire.RelayedResponse{Index: s.index, Credit: uint32(n)}
-	return s.relay.responses.append(s.ctx, true, func(b []byte) []byte { return r.Append(b, nil) })
+	return s.relay.responses.Append(s.ctx, true, func(b []byte) []byte { return r.Append(b, nil) })
 }
 
 // sendAck implements agentStream.
 func (s *relayedSession) sendAck(a wire.Ack, urgent bool) error {
 	r := s.response()
-	return s.relay.responses.append(s.ctx, urgent, func(b []byte) []byte {
+	return s.relay.responses.Append(s.ctx, urgent, func(b []byte) []byte {
 		var ack [wire.MaxAckBytes]byte
 		return r.Append(b, a.Append(ack[:0]))
 	})
@@ -268,7 +268,7 @@ func (s *relayedSession) send(m *agentstatsv1.ConnectResponse) error {
 		return err
 	}
 	r := s.response()
-	return s.relay.responses.append(s.ctx, true, func(b []byte) []byte { return r.Append(b, encoded) })
+	return s.relay.responses.Append(s.ctx, true, func(b []byte) []byte { return r.Append(b, encoded) })
 }
 
 // WriteStatus implements agentStream.
@@ -286,7 +286,7 @@ func (s *relayedSession) endSession(st *status.Status) {
 	}
 	s.ended = true
 	s.cancel() // nothing is sent after the end
-	s.relay.responses.appendEnd(s.index, st, false, func() { s.relay.remove(s.index) })
+	s.relay.responses.AppendEnd(s.index, st, nil, func() { s.relay.remove(s.index) })
 	s.wakeLocked()
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/agentapi/internal/ackschedule"
+	"github.com/coder/agentstatsd/agentapi/internal/relayresponses"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -123,7 +124,7 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 func (s *Service) use(opts Options) {
 	s.opts.Store(&inForce{
 		Options: opts, acks: ackschedule.Delays{Ack: opts.AckDelay, Flush: opts.FlushInterval},
-		relayedAcks: ackschedule.Delays{Ack: max(0, opts.AckDelay-relayGather), Flush: opts.FlushInterval},
+		relayedAcks: ackschedule.Delays{Ack: max(0, opts.AckDelay-relayresponses.GatherTime), Flush: opts.FlushInterval},
 	})
 }
 

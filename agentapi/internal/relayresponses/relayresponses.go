@@ -1,4 +1,5 @@
-package agentapi
+// Package relayresponses has the responses that a stream that relays is to write next.
+package relayresponses
 
 import (
 	"context"
@@ -14,23 +15,21 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// relayResponseBytes bounds the responses that wait for the writer, in bytes. Beyond it
+// maxBytes bounds the responses that wait for the writer, in bytes. Beyond it
 // senders wait. Under load many responses are written at once.
-const relayResponseBytes = 64 << 10
+const maxBytes = 64 << 10
 
-// relayGather is how long an ack that no agent waits for waits for those of other agents.
+// GatherTime is how long an ack that no agent waits for waits for those of other agents.
 // Many are due within a short time, each by its own timer. Their deadlines are earlier by
 // it than those of agents with their own streams.
-const relayGather = 200 * time.Millisecond
+const GatherTime = 200 * time.Millisecond
 
-// relayResponses are the responses that a stream that relays is to write next, encoded
-// as fields of one message. An end is added beyond the limit, as whoever ends a session
+// Queue has the responses that a stream that relays is to write next, encoded as fields of
+// one message. An end is added beyond the limit, as whoever ends a session
 // must not wait. There is one for each session.
-type relayResponses struct {
-	// ready has an element when there are some, urgent when they must be written at once.
-	// closed is closed when no more come.
-	ready, urgent chan struct{}
-	closed        chan struct{}
+type Queue struct {
+	// urgent has an element when the responses must be written at once.
+	ready, urgent, closed chan struct{}
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -40,15 +39,22 @@ type relayResponses struct {
 	gone    bool          // nothing is written any more
 }
 
-func (q *relayResponses) init() {
+// Init makes an empty queue.
+func (q *Queue) Init() {
 	q.ready, q.urgent, q.closed = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{})
 }
 
-// close ends the writer once it has written all.
-func (q *relayResponses) close() { close(q.closed) }
+// Ready has an element when there are responses.
+func (q *Queue) Ready() <-chan struct{} { return q.ready }
 
-// append appends what encode appends, once there is room. The error is that of ctx.
-func (q *relayResponses) append(ctx context.Context, urgent bool, encode func([]byte) []byte) error {
+// Closed is closed when no more come.
+func (q *Queue) Closed() <-chan struct{} { return q.closed }
+
+// Close ends the writer once it has written all.
+func (q *Queue) Close() { close(q.closed) }
+
+// Append appends what encode appends, once there is room. The error is that of ctx.
+func (q *Queue) Append(ctx context.Context, urgent bool, encode func([]byte) []byte) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if err := q.awaitRoomLocked(ctx); err != nil {
@@ -58,15 +64,15 @@ func (q *relayResponses) append(ctx context.Context, urgent bool, encode func([]
 	return nil
 }
 
-// awaitRoom waits until there is room. The error is that of ctx.
-func (q *relayResponses) awaitRoom(ctx context.Context) error {
+// AwaitRoom waits until there is room. The error is that of ctx.
+func (q *Queue) AwaitRoom(ctx context.Context) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.awaitRoomLocked(ctx)
 }
 
-func (q *relayResponses) awaitRoomLocked(ctx context.Context) error {
-	for len(q.encoded) >= relayResponseBytes && ctx.Err() == nil {
+func (q *Queue) awaitRoomLocked(ctx context.Context) error {
+	for len(q.encoded) >= maxBytes && ctx.Err() == nil {
 		if q.taken == nil {
 			q.taken = make(chan struct{})
 		}
@@ -81,13 +87,13 @@ func (q *relayResponses) awaitRoomLocked(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func (q *relayResponses) appendLocked(encode func([]byte) []byte, urgent bool) {
+func (q *Queue) appendLocked(encode func([]byte) []byte, urgent bool) {
 	if q.gone {
 		return
 	}
 	q.encoded = encode(q.encoded)
 	signal(q.ready)
-	if urgent || len(q.encoded) >= relayResponseBytes {
+	if urgent || len(q.encoded) >= maxBytes {
 		signal(q.urgent)
 	}
 }
@@ -100,9 +106,9 @@ func signal(c chan struct{}) {
 	}
 }
 
-// gather waits for relayGather, or until the responses must be written at once.
-func (q *relayResponses) gather(ctx context.Context) {
-	timer := time.NewTimer(relayGather)
+// Gather waits for GatherTime, or until the responses must be written at once.
+func (q *Queue) Gather(ctx context.Context) {
+	timer := time.NewTimer(GatherTime)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
@@ -112,9 +118,9 @@ func (q *relayResponses) gather(ctx context.Context) {
 	}
 }
 
-// takeEncoded returns and removes all responses, as one encoded message; nil: there are
+// TakeEncoded returns and removes all responses, as one encoded message; nil: there are
 // none.
-func (q *relayResponses) takeEncoded() []byte {
+func (q *Queue) TakeEncoded() []byte {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	encoded := q.encoded
@@ -130,19 +136,20 @@ func (q *relayResponses) takeEncoded() []byte {
 	return encoded
 }
 
-// discard drops all responses, also those that are added later.
-func (q *relayResponses) discard() {
+// Discard drops all responses, also those that are added later.
+func (q *Queue) Discard() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.encoded, q.gone = nil, true
 }
 
-// appendEnd appends the end of a session. It calls before, if not nil, under the lock:
+// AppendEnd appends the end of a session, with a request to connect again unless that is
+// nil. It calls before, if not nil, under the lock:
 // what is appended after before returns is written after the end.
-func (q *relayResponses) appendEnd(index uint32, st *status.Status, draining bool, before func()) {
+func (q *Queue) AppendEnd(index uint32, st *status.Status, reconnect *agentstatsv1.Reconnect, before func()) {
 	m := &agentstatsv1.RelayedResponse{Index: index, End: relayedEnd(st)}
-	if draining {
-		m.Response = &agentstatsv1.ConnectResponse{Reconnect: reconnect(reconnectDrain)}
+	if reconnect != nil {
+		m.Response = &agentstatsv1.ConnectResponse{Reconnect: reconnect}
 	}
 	encoded, err := proto.Marshal(m)
 	if err != nil { // a text that is not UTF-8
