@@ -8,6 +8,8 @@ import (
 
 	"github.com/coder/serpent"
 	"github.com/spf13/pflag"
+
+	"github.com/coder/agentstatsd/internal/redact"
 )
 
 // reloadable is the annotation of options that can change without a restart.
@@ -169,16 +171,11 @@ func Hash(options serpent.OptionSet) uint64 {
 	return binary.BigEndian.Uint64(h.Sum(nil)) >> 16
 }
 
-// What is secret in a URL: a password in its user part or in a parameter, or a token.
-var (
-	userPart  = regexp.MustCompile(`(://[^:/@\s]*:)[^\s]+@`)
-	parameter = regexp.MustCompile(`(?i)\b((?:ssl)?password|token)=[^&\s]+`)
-)
+// tokenParameter matches a token in a URL of ours. Other secrets are those of all texts.
+var tokenParameter = regexp.MustCompile(`(?i)\b(token=)[^&\s]+`)
 
 // zeroUnits matches the units of a duration that are 0, behind one that is not.
 var zeroUnits = regexp.MustCompile(`([hm])(?:0m)?0s$`)
-
-const masked = "xxxxx"
 
 // Shown returns an option's value for people, without what is secret in it.
 func Shown(o *serpent.Option) string {
@@ -186,6 +183,5 @@ func Shown(o *serpent.Option) string {
 	if o.Value.Type() == "duration" { // as people write it: 1h, not 1h0m0s
 		v = zeroUnits.ReplaceAllString(v, "$1")
 	}
-	v = userPart.ReplaceAllString(v, "${1}"+masked+"@")
-	return parameter.ReplaceAllString(v, "${1}="+masked)
+	return tokenParameter.ReplaceAllString(redact.Text(v), "${1}xxxxx")
 }

@@ -95,6 +95,7 @@ func TestPrintIsAFile(t *testing.T) {
 func TestShown(t *testing.T) {
 	for value, want := range map[string]string{
 		"postgres://u:p%40w@h:5432/d?sslpassword=x&a=b":             "postgres://u:xxxxx@h:5432/d?sslpassword=xxxxx&a=b",
+		"nats://abc@h:4222,nats://def@i:4222":                       "nats://xxxxx@h:4222,nats://xxxxx@i:4222",
 		"agentstatsd://h:2113?token=abc&ca_file=x":                  "agentstatsd://h:2113?token=xxxxx&ca_file=x",
 		"agentstatsd://h:2113?token_file=/etc/token&plaintext=true": "agentstatsd://h:2113?token_file=/etc/token&plaintext=true",
 		"http://127.0.0.1:2112":                                     "http://127.0.0.1:2112",
