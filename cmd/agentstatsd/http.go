@@ -76,9 +76,11 @@ func (s *service) buildHTTP(reg prometheus.Registerer, scrape http.Handler, read
 	opts.Config = s.webConfig
 	mux := newMux(scrapes, ready)
 	if c.enableLifecycle {
-		mux.Handle("POST /-/reload", s.reloader)
+		// A browser in the network must not be sent here by a page of somebody else.
+		sameOrigin := http.NewCrossOriginProtection()
+		mux.Handle("POST /-/reload", sameOrigin.Handler(s.reloader))
 		if log := logControlOf(s.log); log != nil {
-			mux.Handle("POST /-/log-level", log.level)
+			mux.Handle("POST /-/log-level", sameOrigin.Handler(log.level))
 		}
 	}
 	if s.http, err = web.NewServer(mux, opts, reg, s.log.With("component", "http")); err != nil {

@@ -184,9 +184,11 @@ func TestReloadByHTTP(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	go func() { served <- r.http.Serve(ctx, r.httpListener) }()
+	header := make(http.Header)
 	post := func(method, path string) (int, string) {
 		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+r.httpListener.Addr().String()+path, nil)
 		require.NoError(t, err)
+		req.Header = header
 		resp, err := http.DefaultClient.Do(req)
 		require.NoError(t, err)
 		defer func() { require.NoError(t, resp.Body.Close()) }()
@@ -216,6 +218,15 @@ func TestReloadByHTTP(t *testing.T) {
 	require.True(t, r.log.Enabled(t.Context(), slog.LevelDebug))
 	code, _ = post(http.MethodPost, "/-/log-level?level=debug&for=1000h")
 	require.Equal(t, http.StatusBadRequest, code)
+
+	// A browser sends these for a page of somebody else.
+	for _, header = range []http.Header{{"Origin": {"https://elsewhere.example"}}, {"Sec-Fetch-Site": {"cross-site"}}} {
+		for _, path := range []string{"/-/reload", "/-/log-level?level=info&for=10m"} {
+			code, _ = post(http.MethodPost, path)
+			require.Equal(t, http.StatusForbidden, code, header)
+		}
+	}
+	require.True(t, r.log.Enabled(t.Context(), slog.LevelDebug))
 	cancel()
 	require.NoError(t, <-served)
 }
