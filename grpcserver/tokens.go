@@ -98,20 +98,22 @@ type tokens struct {
 // tokenStream is an open stream of the holder of a token.
 type tokenStream struct {
 	hash  [sha256.Size]byte
+	role  Role
 	ender StreamEnder
 }
 
 // begin notes a stream that was let in by a token. The caller calls end at its end. It
 // returns false if the token was removed meanwhile.
 func (t *tokens) begin(ctx context.Context, token Token) (end func(), ok bool) {
+	role := roleOfToken(CallerFrom(ctx))
 	ender, err := EnderOf(ctx)
 	if err != nil {
 		return nil, false
 	}
-	s := &tokenStream{token.Hash, ender}
+	s := &tokenStream{token.Hash, role, ender}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.now.Load().has(token.Hash) {
+	if !t.now.Load().has(s) {
 		return nil, false
 	}
 	if t.open == nil {
@@ -125,20 +127,30 @@ func (t *tokens) begin(ctx context.Context, token Token) (end func(), ok bool) {
 	}, true
 }
 
-func (t *Tokens) has(hash [sha256.Size]byte) bool {
-	return slices.ContainsFunc(tokenRoles, func(role Role) bool {
-		return slices.ContainsFunc(t.of(role), func(o Token) bool { return o.Hash == hash })
-	})
+// has reports whether the token of a stream is one of the role that it was opened with.
+func (t *Tokens) has(s *tokenStream) bool {
+	return slices.ContainsFunc(t.of(s.role), func(o Token) bool { return o.Hash == s.hash })
 }
 
-// replace makes next those in force, and returns the streams of tokens that are none any
-// more.
+// roleOfToken returns the role of a caller who has a token that is no agent's.
+func roleOfToken(who Caller) Role {
+	switch {
+	case who.IsPusher:
+		return rolePusher
+	case who.IsOperator:
+		return roleOperator
+	}
+	return RoleCoderd
+}
+
+// replace makes next those in force, and returns the streams of tokens that are none of
+// their role any more.
 func (t *tokens) replace(next *Tokens) (removed []*tokenStream) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.now.Store(next)
 	for s := range t.open {
-		if !next.has(s.hash) {
+		if !next.has(s) {
 			removed = append(removed, s)
 		}
 	}
