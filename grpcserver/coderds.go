@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// coderds logs the connections of coderds, and of those who may only push, when they begin
-// and end.
+// coderds logs the connections of coderds, and of those who may only push or read, when they
+// begin and end.
 type coderds struct {
 	log *slog.Logger
 
@@ -24,8 +24,9 @@ type coderdConn struct {
 
 // Credentials of coderds, as the log names them.
 const (
-	credentialCoderd = "coderd"
-	credentialPush   = "push"
+	credentialCoderd   = "coderd"
+	credentialPush     = "push"
+	credentialOperator = "operator"
 )
 
 func newCoderds(log *slog.Logger) *coderds {
@@ -35,8 +36,11 @@ func newCoderds(log *slog.Logger) *coderds {
 // begin notes the first authenticated call on a connection.
 func (c *coderds) begin(p *peerConn, who Caller) {
 	conn := coderdConn{peer: p.host.Addr().String(), credential: credentialCoderd, since: time.Now()}
-	if who.IsPusher {
+	switch {
+	case who.IsPusher:
 		conn.credential = credentialPush
+	case who.IsOperator:
+		conn.credential = credentialOperator
 	}
 	c.mu.Lock()
 	c.open[p] = conn

@@ -40,4 +40,9 @@ func TestCoderdsAreLogged(t *testing.T) {
 	require.NoError(t, pusher.Close())
 	awaitLogged(s, "a connection of coderd has ended") // it is looked for each second
 	require.Equal(t, 1, lines(`level=INFO msg="a connection of coderd has ended" peer=127.0.0.1 credential=push`), s.Log.String())
+
+	operator := newClient(s)
+	_, err = pb.NewCoderdServiceClient(operator).ListAgents(edgetest.As(t.Context(), edgetest.OperatorToken), &pb.ListAgentsRequest{})
+	require.NoError(t, err)
+	require.Equal(t, 1, lines(`msg="coderd has connected" peer=127.0.0.1 credential=operator`), s.Log.String())
 }
