@@ -95,7 +95,8 @@ func (c *rawClient) call(method string, headers ...string) (id uint32, err error
 // An agent that reads nothing and opens session after session, each of which ends the
 // one before, is disconnected. gRPC keeps an ended stream until it is read.
 func TestStreamsThatAreNotReadAreBounded(t *testing.T) {
-	s := edgetest.Start(t, edgetest.Settings{TCP: true, Server: grpcserver.Options{MaxStreamsPerAgent: 4}})
+	s := edgetest.Start(t, edgetest.Settings{TCP: true, Server: grpcserver.Options{MaxStreamsPerAgent: 100_000}})
+	require.NoError(t, reconfigure(s, func(o *grpcserver.Options) { o.MaxStreamsPerAgent = 4 }))
 	s.Register(1)
 	c := dialRaw(s, t)
 	deadline := time.After(30 * time.Second)

@@ -80,6 +80,7 @@ var reloadValues = map[string]string{
 // what its parts have, as at a start with that value, and nothing else.
 func TestReload(t *testing.T) {
 	r := newReloaded(t, "")
+	var reloaded []string
 	for _, o := range new(config).options() {
 		if o.YAML == "" || r.InForce.config.sources.given[o.Flag].Flag != "" {
 			continue
@@ -123,7 +124,9 @@ func TestReload(t *testing.T) {
 		r.write("")
 		require.Empty(t, r.reloader.Reload().Error)
 		unchanged()
+		reloaded = append(reloaded, o.Flag)
 	}
+	require.ElementsMatch(t, reloadable, reloaded)
 }
 
 // A file that cannot be used changes nothing, and is a warning until one can.
