@@ -12,22 +12,22 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-var update = flag.Bool("update", false, "write the configuration table into README.md")
+var update = flag.Bool("update", false, "write the tables of docs/configuration.md and docs/metrics.md")
 
-// TestREADMEConfiguration keeps README.md's tables equal to the options.
-func TestREADMEConfiguration(t *testing.T) {
-	path := filepath.Join("..", "..", "README.md")
+// TestConfigurationTables keeps the tables of docs/configuration.md equal to the options.
+func TestConfigurationTables(t *testing.T) {
+	path := filepath.Join("..", "..", "docs", "configuration.md")
 	for name, options := range map[string]serpent.OptionSet{
 		"options":        new(config).options(),
 		"bridge options": new(bridgeConfig).options(),
 	} {
 		tableBegin, tableEnd := "<!-- "+name+": made by make generate -->\n", "<!-- end of "+name+" -->\n"
-		readme, err := os.ReadFile(path)
+		page, err := os.ReadFile(path)
 		require.NoError(t, err)
-		before, rest, ok := strings.Cut(string(readme), tableBegin)
-		require.True(t, ok, "README.md has no line %q", tableBegin)
+		before, rest, ok := strings.Cut(string(page), tableBegin)
+		require.True(t, ok, "docs/configuration.md has no line %q", tableBegin)
 		table, after, ok := strings.Cut(rest, tableEnd)
-		require.True(t, ok, "README.md has no line %q", tableEnd)
+		require.True(t, ok, "docs/configuration.md has no line %q", tableEnd)
 
 		want := optionsTable(options)
 		if *update {

@@ -8,7 +8,7 @@ import (
 	"github.com/coder/agentstatsd/optiontable"
 )
 
-// The groups of options, in the order of the help and of the README.
+// The groups of options, in the order of the help and of docs/configuration.md.
 var (
 	groupPrometheus = serpent.Group{Name: "Prometheus", YAML: "prometheus", Description: "The endpoint that Prometheus scrapes."}
 	groupGRPC       = serpent.Group{Name: "gRPC", YAML: "grpc", Description: "The listener that agents and coderd dial."}
@@ -19,8 +19,8 @@ var (
 	groupLogging    = serpent.Group{Name: "Logging", YAML: "logging", Description: "What the service says, and how."}
 )
 
-// options is the one table that flags, environment, YAML and the README's
-// configuration table come from. Names that Coder has too are Coder's.
+// options is the one table that flags, environment, YAML and docs/configuration.md come
+// from. Names that Coder has too are Coder's.
 func (c *config) options() serpent.OptionSet {
 	options := slices.Concat(
 		serpent.OptionSet{{
