@@ -171,7 +171,7 @@ generate: ## generated Go, and what is generated into documents
 contract: ## renew the image of the wire contract that breaking changes are measured against
 	$(TOOL) buf build -o proto/agentstats.binpb
 
-GENERATED := git ls-files -z proto examples/coderd/agentproto README.md docs/metrics.md cmd/agentstatsd/testdata/fresh.tsv
+GENERATED := git ls-files -z proto examples/coderd/agentproto docs/configuration.md docs/metrics.md cmd/agentstatsd/testdata/fresh.tsv
 check-generated: ## fail if generating changes a file
 	@before="$$($(GENERATED) | xargs -0 sha256sum)"; \
 	$(MAKE) --no-print-directory generate >/dev/null && \
