@@ -150,39 +150,12 @@ func (b *bridgeConfig) watchTLS(log *slog.Logger) (*serverTLS, error) {
 
 // runBridge runs a bridge until ctx ends, and its endpoint for Prometheus until after it.
 func runBridge(ctx context.Context, c *bridgeConfig, log *slog.Logger) error {
-	conf, err := c.watchTLS(log)
+	s, p, err := newBridge(c, log)
 	if err != nil {
 		return err
 	}
-	conn, err := client.DialURL(c.serviceURL)
-	if err != nil {
-		return fmt.Errorf("--service-url: %w", err)
-	}
-	defer func() { _ = conn.Close() }()
-	c.prometheusEnable = true // readiness is there
-	// Its endpoints are those of a service.
-	s := &service{config: &c.config, log: log, tls: conf, registry: metrics.NewRegistry(), reloading: reloading{Parts: reload.Parts[*candidate]{InForce: &candidate{config: &c.config, bridge: c}}}}
 	defer s.close()
-	if err := registerBuildInfo(s.registry); err != nil {
-		return err
-	}
-	if err := s.registerLogAndTLS(s.registry, "agents"); err != nil {
-		return err
-	}
-	if err := c.loadWebConfig(s); err != nil {
-		return err
-	}
-	if err := s.buildReload(s.registry); err != nil {
-		return err
-	}
-	p, err := c.buildParts(conn, s)
-	if err != nil {
-		return err
-	}
-	if err := c.buildEndpoints(s, p); err != nil {
-		return err
-	}
-	agents, err := c.listenForAgents(ctx, s, conf)
+	agents, err := c.listenForAgents(ctx, s, s.tls)
 	if err != nil {
 		return unlessStopped(ctx, err)
 	}
@@ -195,6 +168,49 @@ func runBridge(ctx context.Context, c *bridgeConfig, log *slog.Logger) error {
 		stages.Stage{Name: "endpoints", Tasks: s.endpoints(), Timeout: endpointStop})
 	log.Info("agentstatsd bridge stopped")
 	return err
+}
+
+// newBridge makes a bridge, and its endpoints, which are those of a service.
+func newBridge(c *bridgeConfig, log *slog.Logger) (_ *service, p *bridgeParts, err error) {
+	c.prometheusEnable = true // readiness is there
+	s := &service{config: &c.config, log: log, registry: metrics.NewRegistry(), reloading: reloading{Parts: reload.Parts[*candidate]{InForce: &candidate{config: &c.config, bridge: c}}}}
+	if s.tls, err = c.watchTLS(log); err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	conn, err := client.DialURL(c.serviceURL)
+	if err != nil {
+		return nil, nil, fmt.Errorf("--service-url: %w", err)
+	}
+	s.cleanups = append(s.cleanups, func() { _ = conn.Close() })
+	if err := s.observeBridge(); err != nil {
+		return nil, nil, err
+	}
+	if p, err = c.buildParts(conn, s); err != nil {
+		return nil, nil, err
+	}
+	if err := c.buildEndpoints(s, p); err != nil {
+		return nil, nil, err
+	}
+	return s, p, nil
+}
+
+// observeBridge makes what a bridge says of itself, and what reloads it.
+func (s *service) observeBridge() error {
+	if err := registerBuildInfo(s.registry); err != nil {
+		return err
+	}
+	if err := s.registerLogAndTLS(s.registry, "agents"); err != nil {
+		return err
+	}
+	if err := s.config.loadWebConfig(s); err != nil {
+		return err
+	}
+	return s.buildReload(s.registry)
 }
 
 func (c *config) loadWebConfig(s *service) (err error) {

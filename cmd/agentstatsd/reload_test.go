@@ -59,6 +59,37 @@ func newReloaded(t *testing.T, text string, flags ...string) *reloadedService {
 	return r
 }
 
+// newReloadedBridge makes a bridge with a configuration file, and TLS.
+func newReloadedBridge(t *testing.T) *reloadedService {
+	t.Helper()
+	dir := t.TempDir()
+	cert, key := newAuthority(t).issue(t, 1, "agentstatsd.test")
+	certFile, keyFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	require.NoError(t, os.WriteFile(certFile, cert, 0o600))
+	require.NoError(t, os.WriteFile(keyFile, key, 0o600))
+	r := &reloadedService{t: t, file: filepath.Join(dir, "config.yaml")}
+	r.write("")
+	c := new(bridgeConfig)
+	inv := (&serpent.Command{
+		Use: "bridge", Options: c.options(), Middleware: configured(&c.config, c.validate, freshBridge),
+		Handler: func(inv *serpent.Invocation) (err error) {
+			log, err := newLogger(io.Discard, &c.config)
+			if err != nil {
+				return err
+			}
+			if r.service, _, err = newBridge(c, log); err != nil {
+				return err
+			}
+			_, err = c.listenForAgents(inv.Context(), r.service, r.tls)
+			return err
+		},
+	}).Invoke("--config", r.file, "--listen", "127.0.0.1:0", "--prometheus-address", "127.0.0.1:0", "--upstream", "http://127.0.0.1:1",
+		"--service-url", "agentstatsd://127.0.0.1:1?plaintext=true", "--tls-cert-file", certFile, "--tls-key-file", keyFile, "--web-enable-lifecycle")
+	require.NoError(t, inv.Run())
+	t.Cleanup(r.close)
+	return r
+}
+
 func (r *reloadedService) write(text string) {
 	require.NoError(r.t, os.WriteFile(r.file, []byte(text), 0o600))
 }
@@ -127,6 +158,33 @@ func TestReload(t *testing.T) {
 		reloaded = append(reloaded, o.Flag)
 	}
 	require.ElementsMatch(t, reloadable, reloaded)
+}
+
+// Each option of a bridge that is marked changes something of it, and no other one does.
+func TestReloadOfBridge(t *testing.T) {
+	r := newReloadedBridge(t)
+	reloaded := 0
+	for _, o := range new(bridgeConfig).options() {
+		if o.YAML == "" || r.InForce.config.sources.given[o.Flag].Flag != "" {
+			continue
+		}
+		before := fmt.Sprint(r.live())
+		r.write(fmt.Sprintf("%s:\n  %s: %q\n", o.Group.YAML, o.YAML, cmp.Or(bridgeWirings[o.Flag].value, wirings[o.Flag].value, another(t, o))))
+		outcome := r.reloader.Reload()
+		if !slices.Contains(reloadable, o.Flag) {
+			require.Empty(t, outcome.Changed, o.Flag)
+			require.Equal(t, before, fmt.Sprint(r.live()), o.Flag)
+			continue
+		}
+		reloaded++
+		require.Empty(t, outcome.Error, o.Flag)
+		require.Len(t, outcome.Changed, 1, o.Flag)
+		require.NotEqual(t, before, fmt.Sprint(r.live()), "--%s changes nothing", o.Flag)
+		r.write("")
+		require.Empty(t, r.reloader.Reload().Error)
+		require.Equal(t, before, fmt.Sprint(r.live()), o.Flag)
+	}
+	require.Positive(t, reloaded)
 }
 
 // A file that cannot be used changes nothing, and is a warning until one can.
