@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"regexp"
 	"syscall"
 )
 
@@ -131,4 +132,13 @@ func describe(mode fs.FileMode) string {
 		return "a file"
 	}
 	return kindOf(mode)
+}
+
+// yamlValue matches what an error of YAML quotes of a file.
+var yamlValue = regexp.MustCompile("`[^`]*`")
+
+// WithoutYAMLValues returns the text of an error of YAML without what it quotes of the
+// file. There may be a secret where something else is wanted.
+func WithoutYAMLValues(err error) string {
+	return yamlValue.ReplaceAllString(err.Error(), "(a value)")
 }

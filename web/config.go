@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"time"
 
@@ -113,16 +112,13 @@ func readSettings(path string) (secrets.Files, error) {
 	return named, nil
 }
 
-// quoted is what errors of YAML quote of the file, which may be a secret.
-var quoted = regexp.MustCompile("`[^`]*`")
-
 func decode(path string, text []byte) (*toolkit.Config, error) {
 	conf := &toolkit.Config{
 		TLSConfig:  toolkit.TLSConfig{MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS13},
 		HTTPConfig: toolkit.HTTPConfig{HTTP2: true},
 	}
 	if err := yaml.UnmarshalStrict(text, conf); err != nil {
-		return nil, fmt.Errorf("%s: %s", path, quoted.ReplaceAllString(err.Error(), "(a value)"))
+		return nil, fmt.Errorf("%s: %s", path, secrets.WithoutYAMLValues(err))
 	}
 	conf.TLSConfig.SetDirectory(filepath.Dir(path))
 	return conf, nil

@@ -73,7 +73,8 @@ func TestHTTPConfigIsChecked(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { _ = conn.Close() }()
 	for text, want := range map[string]string{
-		"authorisation: {}": "field authorisation not found",
+		"authorisation: {}":  "field authorisation not found",
+		"basic_auth: marked": "cannot unmarshal !!str (a value) into",
 		"basic_auth: {username: a}\nbearer_token: marked":    "at most one of",
 		"tls_config: {ca_file: none.pem}":                    "none.pem",
 		"tls_config: {ca_file: /dev/null, cert_file: a.pem}": "cert",

@@ -93,7 +93,7 @@ func readHTTPConfig(path string) (*config.HTTPClientConfig, error) {
 	}
 	conf, err := config.LoadHTTPConfig(string(text))
 	if err != nil {
-		return nil, httpConfigError(err)
+		return nil, httpConfigError(errors.New(secrets.WithoutYAMLValues(err)))
 	}
 	conf.SetDirectory(filepath.Dir(path))
 	return conf, nil
