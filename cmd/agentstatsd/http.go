@@ -92,7 +92,11 @@ func (s *service) buildHTTP(reg prometheus.Registerer, scrape http.Handler, read
 	}
 	s.Add("pprof", func(n *candidate) error { return s.pprof.Reconfigure(n.config.pprofOptions()) }, func() any { return s.pprof.Options() })
 	probes := http.NewServeMux()
-	addProbes(probes, ready)
+	addProbes(probes, func() readiness { // nobody is asked for a password there
+		r := ready()
+		r.Warnings = nil
+		return r
+	})
 	s.probes, err = web.NewServer(probes, c.probeOptions(), reg, s.log.With("component", "probes"))
 	s.Add("probes", func(n *candidate) error { return s.probes.Reconfigure(n.config.probeOptions()) }, func() any { return s.probes.Options() })
 	return err

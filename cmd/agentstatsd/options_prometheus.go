@@ -69,7 +69,7 @@ func (c *config) prometheusOptions() serpent.OptionSet {
 			Default: "false", Value: serpent.BoolOf(&c.enableLifecycle), Group: &groupPrometheus,
 		},
 		{
-			Description: "The address to serve /-/healthy and /-/ready on without TLS and without a password, for probes. Empty: they are served with the registry only.",
+			Description: "The address to serve /-/healthy and /-/ready on without TLS and without a password, for probes; warnings are left out there. Empty: they are served with the registry only.",
 			Flag:        "probe-address", Env: "AGENTSTATSD_PROBE_ADDRESS", YAML: "probe_address",
 			Value: serpent.StringOf(&c.probeAddress), Group: &groupPrometheus,
 		},

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/reload"
+	"github.com/coder/agentstatsd/web"
 )
 
 // reloadedService is a service with a configuration file. It does not run.
@@ -204,6 +206,11 @@ func TestReloadOfWrongFiles(t *testing.T) {
 		require.Equal(t, before, fmt.Sprint(r.live(), r.tokens))
 		require.Len(t, r.fileWarnings(), 1)
 		require.Contains(t, r.fileWarnings()[0], want)
+	}
+	for server, warns := range map[*web.Server]bool{r.http: true, r.probes: false} {
+		response := httptest.NewRecorder()
+		server.ServeHTTP(response, httptest.NewRequest(http.MethodGet, "/-/ready", http.NoBody))
+		require.Equal(t, warns, strings.Contains(response.Body.String(), "was not reloaded"), response.Body.String())
 	}
 	// All or nothing: the options could be used.
 	r.write("agents:\n  max_agents: 50\n")
