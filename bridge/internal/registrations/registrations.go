@@ -262,12 +262,14 @@ func (r *Registrations) resumeLocked() {
 
 // watchExpiry warns of a token that will expire.
 func (r *Registrations) watchExpiry(ctx context.Context) {
-	var warned [sha256.Size]byte
+	var known, warned [sha256.Size]byte
 	for {
 		version := r.coder.TokenVersion()
 		expiry, err := r.coder.TokenExpiry(ctx)
 		r.mu.Lock()
-		r.expiry = expiry
+		if err == nil || version != known { // else it is as it was
+			r.expiry, known = expiry, version
+		}
 		r.mu.Unlock()
 		switch {
 		case ctx.Err() != nil:

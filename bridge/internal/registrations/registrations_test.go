@@ -641,6 +641,13 @@ agentstatsd_bridge_registrations_paused 0
 func TestTokenExpiryIsWarnedOf(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		rest := codertest.NewREST()
+		var fails atomic.Bool
+		rest.OnRequest = func(r *http.Request) *codertest.Answer {
+			if fails.Load() && strings.Contains(r.URL.Path, "/keys/") {
+				return &codertest.Answer{Status: http.StatusBadGateway}
+			}
+			return nil
+		}
 		s := newSetup(t, rest, 0)
 		rest.SetToken(token, codertest.Token{ExpiresAt: time.Now().Add(50 * time.Hour)})
 		s.run()
@@ -650,7 +657,13 @@ func TestTokenExpiryIsWarnedOf(t *testing.T) {
 		time.Sleep(3 * time.Hour)
 		synctest.Wait()
 		require.Equal(t, 1, strings.Count(s.log.String(), "the API token expires soon"))
-		require.Equal(t, []string{"the API token expires at 2000-01-03T02:00:00Z: replace it"}, s.Warnings())
+		warning := []string{"the API token expires at 2000-01-03T02:00:00Z: replace it"}
+		require.Equal(t, warning, s.Warnings())
+		fails.Store(true)
+		time.Sleep(expiryWait + 5*time.Minute)
+		synctest.Wait()
+		require.Equal(t, warning, s.Warnings(), "coderd did not answer")
+		fails.Store(false)
 
 		const other = "another000-0123456789abcdefghijkl"
 		rest.SetToken(other, codertest.Token{})
