@@ -21,13 +21,16 @@ func (s *service) places() []any {
 	if c.pushTokenFile != "" {
 		places = append(places, "push_token_file", c.pushTokenFile)
 	}
+	if c.operatorTokenFile != "" {
+		places = append(places, "operator_token_file", c.operatorTokenFile)
+	}
 	if c.coderdClientSAN != "" {
 		places = append(places, "coderd_client_san", c.coderdClientSAN)
 	}
 	return places
 }
 
-// endpointPlaces says where Prometheus scrapes, and where profiles are.
+// endpointPlaces says where Prometheus scrapes, and where profiles and probes are.
 func (s *service) endpointPlaces() (places []any) {
 	if s.httpListener != nil {
 		tls := plaintext
@@ -41,6 +44,9 @@ func (s *service) endpointPlaces() (places []any) {
 	}
 	if s.pprofListener != nil {
 		places = append(places, "pprof_address", s.pprofListener.Addr().String())
+	}
+	if s.probeListener != nil {
+		places = append(places, "probe_address", s.probeListener.Addr().String())
 	}
 	return places
 }

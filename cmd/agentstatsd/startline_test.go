@@ -26,8 +26,9 @@ func TestServerOf(t *testing.T) {
 
 // The first line says what serves what, and no secret.
 func TestStartLine(t *testing.T) {
-	c := configWith(t, map[string]string{"pprof-address": "127.0.0.1:0"})
+	c := configWith(t, map[string]string{"pprof-address": "127.0.0.1:0", "probe-address": "127.0.0.1:0"})
 	c.dataDir = t.TempDir()
+	c.operatorTokenFile = filepath.Join(c.dataDir, "operator-token")
 	var out bytes.Buffer
 	s, err := newService(t.Context(), c, slog.New(slog.NewTextHandler(&out, nil)))
 	require.NoError(t, err)
@@ -39,7 +40,7 @@ func TestStartLine(t *testing.T) {
 		"prometheus_address=" + s.httpListener.Addr().String(), "prometheus_tls=off",
 		"pprof_address=" + s.pprofListener.Addr().String(),
 		"data_dir=" + c.dataDir, `database="sqlite ` + filepath.Join(c.dataDir, databaseFile) + `"`, "pubsub=memory", "deployment=",
-		"coderd_token_file=" + c.tokenFile(),
+		"coderd_token_file=" + c.tokenFile(), "operator_token_file=" + c.operatorTokenFile, "probe_address=" + s.probeListener.Addr().String(),
 	} {
 		require.Contains(t, out.String(), want)
 	}
