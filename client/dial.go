@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 
@@ -92,7 +93,8 @@ func Token(token string, plaintext bool) credentials.PerRPCCredentials {
 }
 
 // TokenFile makes credentials of the bearer token in a file, without the white
-// space around it. The file is read for each call.
+// space around it. Of lines "name: token", as the service's own file may have, it is
+// the first one's. The file is read for each call.
 func TokenFile(path string, plaintext bool) credentials.PerRPCCredentials {
 	return bearer{
 		token: func() (string, error) {
@@ -100,7 +102,7 @@ func TokenFile(path string, plaintext bool) credentials.PerRPCCredentials {
 			if err != nil {
 				return "", fmt.Errorf("read token: %w", err)
 			}
-			token := strings.TrimSpace(string(text))
+			token := firstToken(string(text))
 			if token == "" {
 				return "", fmt.Errorf("read token: %s is empty", path)
 			}
@@ -111,6 +113,17 @@ func TokenFile(path string, plaintext bool) credentials.PerRPCCredentials {
 		},
 		plaintext: plaintext,
 	}
+}
+
+// namedToken matches a line of a file with several tokens, and what may stand before it.
+var namedToken = regexp.MustCompile(`^(?:[ \t]*(?:#[^\n]*)?\r?\n)*[ \t]*[a-z0-9][a-z0-9._-]{0,31}:[ \t]+(\S[^\r\n]*)`)
+
+// firstToken returns the token in text, the content of a file.
+func firstToken(text string) string {
+	if match := namedToken.FindStringSubmatch(text); match != nil {
+		text = match[1]
+	}
+	return strings.TrimSpace(text)
 }
 
 // unprintable returns the index of the first character that a token cannot have; below
