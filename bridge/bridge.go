@@ -94,6 +94,22 @@ func New(conn *grpc.ClientConn, opts Options, reg prometheus.Registerer, log *sl
 	return b, b.registerGauges(reg)
 }
 
+// Options returns the options in force.
+func (b *Bridge) Options() Options {
+	opts := b.opts
+	opts.MaxConnections = b.proxy.MaxConnections()
+	return opts
+}
+
+// Reconfigure changes MaxConnections. What there is above a lowered limit stays. After an
+// error nothing has changed.
+func (b *Bridge) Reconfigure(opts Options) error {
+	if err := b.proxy.SetMaxConnections(opts.MaxConnections); err != nil {
+		return fmt.Errorf("bridge options: %w", err)
+	}
+	return nil
+}
+
 // Serve serves agents on lis until ctx ends. Then it refuses new connections, closes the open
 // ones one after another, and delivers what was said; each wait is bounded. It returns an
 // error if it cannot serve, or cannot deliver all.

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -31,7 +32,11 @@ type RegistrationsOptions struct {
 
 // Registrations have the service know the agents and workspaces of a Coder deployment: all,
 // once Run is called, and at once each for which Connected is called.
-type Registrations struct{ *registrations.Registrations }
+type Registrations struct {
+	*registrations.Registrations
+	opts  RegistrationsOptions
+	coder *coder.Client
+}
 
 // NewRegistrations returns Registrations with the service that conn, which it does not
 // close, leads to with coderd's credential. It does nothing before Run.
@@ -50,5 +55,25 @@ func NewRegistrations(conn *grpc.ClientConn, opts RegistrationsOptions, reg prom
 	if err != nil {
 		return nil, fmt.Errorf("bridge: %w", err)
 	}
-	return &Registrations{of}, nil
+	return &Registrations{of, opts, from}, nil
+}
+
+// Options returns the options in force.
+func (r *Registrations) Options() RegistrationsOptions {
+	opts := r.opts
+	opts.MaxRequestsPerSecond, opts.SyncInterval = int(r.coder.MaxRequestsPerSecond()), r.SyncInterval()
+	return opts
+}
+
+// Reconfigure changes MaxRequestsPerSecond, and SyncInterval from the next sync on. After an
+// error nothing has changed.
+func (r *Registrations) Reconfigure(opts RegistrationsOptions) error {
+	before := r.SyncInterval()
+	if err := r.SetSyncInterval(opts.SyncInterval); err != nil {
+		return fmt.Errorf("bridge options: %w", err)
+	}
+	if err := r.coder.SetMaxRequestsPerSecond(float64(opts.MaxRequestsPerSecond)); err != nil {
+		return errors.Join(fmt.Errorf("bridge options: %w", err), r.SetSyncInterval(before))
+	}
+	return nil
 }

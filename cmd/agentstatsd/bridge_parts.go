@@ -77,6 +77,8 @@ func (b *bridgeConfig) buildParts(conn *grpc.ClientConn, s *service) (p *bridgeP
 		if p.registrations, err = bridge.NewRegistrations(conn, of, s.registry, s.log.With("component", "registrations")); err != nil {
 			return nil, err
 		}
+		s.Add("registrations", func(n *candidate) error { return p.registrations.Reconfigure(n.bridge.registrationsOptions()) },
+			func() any { return p.registrations.Options() })
 		opts.Connected, opts.Unknown = p.registrations.Connected, p.registrations.Unknown
 	}
 	if len(b.coderdMetricsURLs) > 0 {
@@ -93,6 +95,7 @@ func (b *bridgeConfig) buildParts(conn *grpc.ClientConn, s *service) (p *bridgeP
 		if p.agents, err = bridge.New(conn, opts, s.registry, s.log.With("component", "bridge")); err != nil {
 			return nil, err
 		}
+		s.Add("bridge", func(n *candidate) error { return p.agents.Reconfigure(n.bridge.bridgeOptions()) }, func() any { return p.agents.Options() })
 	}
 	return p, registerReadiness(s.registry, p.checks())
 }

@@ -207,5 +207,6 @@ func (b *bridgeConfig) ownOptions() serpent.OptionSet {
 		o := &options[i]
 		o.YAML, o.Group = strings.ReplaceAll(o.Flag, "-", "_"), &groupBridge
 	}
+	optiontable.MarkReloadable(options, reloadableByBridge)
 	return options
 }

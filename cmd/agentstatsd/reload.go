@@ -72,6 +72,10 @@ func (s *service) reloadTask() stages.Task {
 	return stages.Task{Name: "reload", Run: func(ctx context.Context) error { return s.reloader.Run(ctx, s.signals) }}
 }
 
+// reloadableByBridge are the flags of a bridge's own options that can change without a
+// restart. TestReloadOfBridge shows that each really does.
+var reloadableByBridge = []string{"coder-max-requests-per-second", "sync-interval", "max-agent-connections"}
+
 // reloadable are the flags of options that can change without a restart. TestReload shows
 // that each really does.
 var reloadable = []string{

@@ -86,7 +86,8 @@ func newReloadedBridge(t *testing.T) *reloadedService {
 			return err
 		},
 	}).Invoke("--config", r.file, "--listen", "127.0.0.1:0", "--prometheus-address", "127.0.0.1:0", "--upstream", "http://127.0.0.1:1",
-		"--service-url", "agentstatsd://127.0.0.1:1?plaintext=true", "--tls-cert-file", certFile, "--tls-key-file", keyFile, "--web-enable-lifecycle")
+		"--service-url", "agentstatsd://127.0.0.1:1?plaintext=true", "--tls-cert-file", certFile, "--tls-key-file", keyFile, "--web-enable-lifecycle",
+		"--coder-url", "http://127.0.0.1:1", "--coder-api-token-file", keyFile)
 	require.NoError(t, inv.Run())
 	t.Cleanup(r.close)
 	return r
@@ -165,28 +166,35 @@ func TestReload(t *testing.T) {
 // Each option of a bridge that is marked changes something of it, and no other one does.
 func TestReloadOfBridge(t *testing.T) {
 	r := newReloadedBridge(t)
-	reloaded := 0
+	var reloaded []string
 	for _, o := range new(bridgeConfig).options() {
 		if o.YAML == "" || r.InForce.config.sources.given[o.Flag].Flag != "" {
 			continue
 		}
-		before := fmt.Sprint(r.live())
-		r.write(fmt.Sprintf("%s:\n  %s: %q\n", o.Group.YAML, o.YAML, cmp.Or(bridgeWirings[o.Flag].value, wirings[o.Flag].value, another(t, o))))
+		w := bridgeWirings[o.Flag]
+		before := r.live()
+		r.write(fmt.Sprintf("%s:\n  %s: %q\n", o.Group.YAML, o.YAML, cmp.Or(w.value, wirings[o.Flag].value, another(t, o))))
 		outcome := r.reloader.Reload()
-		if !slices.Contains(reloadable, o.Flag) {
+		after := r.live()
+		if !slices.Contains(reloadable, o.Flag) && !slices.Contains(reloadableByBridge, o.Flag) {
 			require.Empty(t, outcome.Changed, o.Flag)
-			require.Equal(t, before, fmt.Sprint(r.live()), o.Flag)
+			require.Equal(t, fmt.Sprint(before), fmt.Sprint(after), o.Flag)
 			continue
 		}
-		reloaded++
 		require.Empty(t, outcome.Error, o.Flag)
 		require.Len(t, outcome.Changed, 1, o.Flag)
-		require.NotEqual(t, before, fmt.Sprint(r.live()), "--%s changes nothing", o.Flag)
+		require.NotEqual(t, fmt.Sprint(before), fmt.Sprint(after), "--%s changes nothing", o.Flag)
+		for _, field := range w.fields {
+			field = strings.Replace(field, "handshakes.", "agents handshakes.", 1)
+			require.Contains(t, after, field)
+			require.NotEqual(t, before[field], after[field], "--%s: %s", o.Flag, field)
+		}
 		r.write("")
 		require.Empty(t, r.reloader.Reload().Error)
-		require.Equal(t, before, fmt.Sprint(r.live()), o.Flag)
+		require.Equal(t, fmt.Sprint(before), fmt.Sprint(r.live()), o.Flag)
+		reloaded = append(reloaded, o.Flag)
 	}
-	require.Positive(t, reloaded)
+	require.Subset(t, reloaded, reloadableByBridge)
 }
 
 // A file that cannot be used changes nothing, and is a warning until one can.

@@ -50,6 +50,9 @@ type Client struct {
 	// notBefore is when coderd takes requests again. Guarded by mu.
 	notBefore time.Time
 	page      int // workspaces of a page; guarded by mu
+	// Requests that all clients make in a second, and their number. Guarded by mu.
+	allowed float64
+	sharing int
 }
 
 // New makes a Client of the coderd at Options.URL. It calls nothing, and reads nothing.
@@ -59,11 +62,7 @@ func New(opts Options, reg prometheus.Registerer, log *slog.Logger) (*Client, er
 	if err != nil {
 		return nil, fmt.Errorf("coder options: %w", err)
 	}
-	m, err := newMetrics(opts.MaxRequestsPerSecond, reg)
-	if err != nil {
-		return nil, err
-	}
-	return &Client{
+	c := &Client{
 		base: base,
 		opts: opts,
 		http: &http.Client{
@@ -73,11 +72,14 @@ func New(opts Options, reg prometheus.Registerer, log *slog.Logger) (*Client, er
 		},
 		limiter: rate.NewLimiter(rate.Limit(opts.MaxRequestsPerSecond), 1),
 		retries: backoff.Backoff{Min: time.Second, Max: 30 * time.Second},
-		metrics: m,
 		log:     log,
 		token:   tokenFile{path: opts.TokenFile},
 		page:    opts.PageSize,
-	}, nil
+		allowed: opts.MaxRequestsPerSecond,
+		sharing: 1,
+	}
+	c.metrics, err = newMetrics(c.MaxRequestsPerSecond, reg)
+	return c, err
 }
 
 // Errors that callers branch on. They are wrapped.
@@ -157,10 +159,36 @@ func (c *Client) get(ctx context.Context, path string, query url.Values, decode 
 	}
 }
 
-// SetShare has the client take its part of Options.MaxRequestsPerSecond, which it shares
-// with others: as many clients as n, this one among them.
+// SetShare has the client take its part of MaxRequestsPerSecond, which it shares with
+// others: as many clients as n, this one among them.
 func (c *Client) SetShare(n int) {
-	c.limiter.SetLimit(rate.Limit(c.opts.MaxRequestsPerSecond / float64(n)))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sharing = n
+	c.limiter.SetLimit(rate.Limit(c.allowed / float64(n)))
+}
+
+// MaxRequestsPerSecond is that of Options, or of SetMaxRequestsPerSecond.
+func (c *Client) MaxRequestsPerSecond() float64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.allowed
+}
+
+// SetMaxRequestsPerSecond changes Options.MaxRequestsPerSecond. After an error nothing has
+// changed.
+func (c *Client) SetMaxRequestsPerSecond(perSecond float64) error {
+	opts := c.opts
+	opts.MaxRequestsPerSecond = perSecond
+	opts = opts.withDefaults()
+	if _, err := opts.validate(); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.allowed = opts.MaxRequestsPerSecond
+	c.limiter.SetLimit(rate.Limit(c.allowed / float64(c.sharing)))
+	return nil
 }
 
 // pause has all requests wait, too.

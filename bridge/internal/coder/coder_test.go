@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/time/rate"
 
 	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/internal/codertest"
@@ -368,4 +369,17 @@ func TestOptions(t *testing.T) {
 		require.ErrorContains(t, err, "coder options: "+field)
 		require.False(t, strings.Contains(err.Error(), "secret"))
 	}
+}
+
+// A changed rate is shared as the one before.
+func TestSetMaxRequestsPerSecond(t *testing.T) {
+	s := newSetup(t, codertest.NewREST(), Options{MaxRequestsPerSecond: 6})
+	s.SetShare(2)
+	require.Equal(t, rate.Limit(3), s.limiter.Limit())
+	require.NoError(t, s.SetMaxRequestsPerSecond(10))
+	require.Equal(t, rate.Limit(5), s.limiter.Limit())
+	s.SetShare(4)
+	require.Equal(t, rate.Limit(2.5), s.limiter.Limit())
+	require.Error(t, s.SetMaxRequestsPerSecond(-1))
+	require.Equal(t, 10.0, s.MaxRequestsPerSecond())
 }

@@ -18,8 +18,8 @@ type metrics struct {
 }
 
 // newMetrics registers the limit of requests, too.
-func newMetrics(maxPerSecond float64, reg prometheus.Registerer) (*metrics, error) {
-	perSecond := ownmetrics.Limit{What: "coder_requests_per_second", Limit: func() float64 { return maxPerSecond }}
+func newMetrics(maxPerSecond func() float64, reg prometheus.Registerer) (*metrics, error) {
+	perSecond := ownmetrics.Limit{What: "coder_requests_per_second", Limit: maxPerSecond}
 	if err := ownmetrics.RegisterLimits(reg, perSecond); err != nil {
 		return nil, err
 	}

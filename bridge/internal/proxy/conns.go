@@ -26,13 +26,13 @@ const (
 //	waiting --a newer one needs its place--> closed
 //	serving --its upgraded connection ends--> closed
 type conns struct {
-	max     int // of those that are served
 	metrics *metrics
 
 	mu sync.Mutex
-	// Guarded by mu. waiting has the net.Conns of those that no request is served of, the
+	// Guarded by mu. max is of those that are served. waiting has the net.Conns of those that no request is served of, the
 	// longest first; serving is the number of requests that are served, strangers that of
 	// those which are no agents'.
+	max       int
 	open      map[net.Conn]*conn
 	waiting   *list.List
 	serving   int
@@ -48,6 +48,19 @@ type conn struct {
 
 func newConns(limit int, m *metrics) *conns {
 	return &conns{max: limit, metrics: m, open: make(map[net.Conn]*conn), waiting: list.New()}
+}
+
+func (s *conns) limit() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.max
+}
+
+// setLimit changes the limit. What there is above a lowered one stays.
+func (s *conns) setLimit(limit int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.max = limit
 }
 
 // changed is called with each connection that is new, or has ended.

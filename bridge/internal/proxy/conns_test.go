@@ -68,6 +68,35 @@ func TestConnectionsAreBounded(t *testing.T) {
 	require.LessOrEqual(t, len(b.conns.open), 2)
 }
 
+// A raised limit counts at once; a lowered one ends no connection.
+func TestSetMaxConnections(t *testing.T) {
+	_, coderd := startCoderd(t)
+	b := startWith(t, coderd.URL, Options{MaxConnections: 1})
+	dial := func() (*codertest.Session, error) {
+		return codertest.Dial(t.Context(), b.addr, "token-"+secret, codertest.DialOptions{})
+	}
+	first, err := dial()
+	require.NoError(t, err)
+	defer first.Close()
+	_, err = dial()
+	require.ErrorContains(t, err, "status 503")
+
+	require.NoError(t, b.SetMaxConnections(2))
+	second, err := dial()
+	require.NoError(t, err)
+	defer second.Close()
+
+	require.NoError(t, b.SetMaxConnections(1))
+	for _, session := range []*codertest.Session{first, second} {
+		_, err = session.Call(t.Context(), codertest.GetManifest, nil)
+		require.NoError(t, err)
+	}
+	_, err = dial()
+	require.ErrorContains(t, err, "status 503")
+	require.Error(t, b.SetMaxConnections(-1))
+	require.Equal(t, 1, b.MaxConnections())
+}
+
 // Connections on which nothing is asked keep no agent away: the one that waits the longest
 // makes room. Beyond what can be answered connections are closed.
 func TestIdleConnectionsMakeRoom(t *testing.T) {

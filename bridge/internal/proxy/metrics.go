@@ -66,9 +66,10 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 
 // registerLimits registers the limit of what is served at once.
 func (p *Proxy) registerLimits(reg prometheus.Registerer) error {
-	return ownmetrics.RegisterLimits(reg, ownmetrics.Fixed("agent_connections", p.opts.MaxConnections, func() float64 {
+	limit := func() float64 { return float64(p.MaxConnections()) }
+	return ownmetrics.RegisterLimits(reg, ownmetrics.Limit{What: "agent_connections", Limit: limit, Usage: func() float64 {
 		p.conns.mu.Lock()
 		defer p.conns.mu.Unlock()
 		return float64(p.conns.serving)
-	}))
+	}})
 }

@@ -15,6 +15,22 @@ type Options struct {
 	MaxUnknown int
 }
 
+// SyncInterval is that of Options, or of SetSyncInterval.
+func (r *Registrations) SyncInterval() time.Duration { return time.Duration(r.syncInterval.Load()) }
+
+// SetSyncInterval changes Options.SyncInterval, from the next sync on. After an error
+// nothing has changed.
+func (r *Registrations) SetSyncInterval(interval time.Duration) error {
+	opts := r.opts
+	opts.SyncInterval = interval
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return err
+	}
+	r.syncInterval.Store(int64(opts.SyncInterval))
+	return nil
+}
+
 func (o Options) withDefaults() Options {
 	o.SyncInterval = cmp.Or(o.SyncInterval, 5*time.Minute)
 	o.MaxUnknown = cmp.Or(o.MaxUnknown, 10_000)

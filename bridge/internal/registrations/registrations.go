@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -52,6 +53,8 @@ type Registrations struct {
 	opts    Options
 	metrics *metrics
 	log     *slog.Logger
+	// syncInterval is in force, in place of that of opts.
+	syncInterval atomic.Int64
 	// holder is who acquires tasks.
 	holder uuid.UUID
 
@@ -107,6 +110,7 @@ func New(from *coder.Client, service *client.Coderd, opts Options, reg prometheu
 		workspaces: make(map[uuid.UUID]string),
 		unknown:    newUnknown(), sees: true,
 	}
+	r.syncInterval.Store(int64(opts.SyncInterval))
 	return r, r.registerGauges(reg)
 }
 
@@ -149,7 +153,7 @@ func (r *Registrations) Warnings() (all []string) {
 // this bridge, whoever has the task, and another one if it fails. So does a bridge that
 // begins: what agents said while it was away is known by REST alone.
 func (r *Registrations) runSyncs(ctx context.Context) {
-	retries := backoff.Backoff{Min: 5 * time.Second, Max: r.opts.SyncInterval}
+	retries := backoff.Backoff{Min: 5 * time.Second, Max: r.SyncInterval()}
 	failures, asked := 0, true
 	var readAt time.Time // when the last sync of this bridge ended
 	for ctx.Err() == nil {
@@ -173,11 +177,11 @@ func (r *Registrations) runSyncs(ctx context.Context) {
 			asked = r.waitForSync(ctx, followWait, readAt)
 		case err == nil:
 			failures = 0
-			asked = r.waitForSync(ctx, r.opts.SyncInterval, readAt)
+			asked = r.waitForSync(ctx, r.SyncInterval(), readAt)
 		case errors.Is(err, errDoubt):
 			failures = 0
 			r.log.Warn("registrations are synced in part: nothing is removed", "error", err)
-			asked = r.waitForSync(ctx, r.opts.SyncInterval, readAt)
+			asked = r.waitForSync(ctx, r.SyncInterval(), readAt)
 		case errors.Is(err, coder.ErrUnauthorized):
 			r.waitForToken(ctx, err)
 		default:

@@ -57,7 +57,7 @@ func (r *Registrations) runShare(ctx context.Context) {
 func (r *Registrations) acquireSync(ctx context.Context) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, serviceTimeout)
 	defer cancel()
-	granted, err := r.service.AcquireTasks(ctx, r.holder, min(2*r.opts.SyncInterval, maxTaskTime), syncTask)
+	granted, err := r.service.AcquireTasks(ctx, r.holder, min(2*r.SyncInterval(), maxTaskTime), syncTask)
 	switch {
 	case status.Code(err) == codes.Unimplemented:
 		return true, nil
