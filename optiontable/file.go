@@ -142,7 +142,7 @@ func applyValue(o *serpent.Option, n *yaml.Node) error {
 		}
 	}
 	o.ValueSource = serpent.ValueSourceYAML
-	return o.Value.Set(text)
+	return plainError(o.Value.Set(text))
 }
 
 // commaSeparated returns the texts of a list as flags take them.

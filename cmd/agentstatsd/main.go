@@ -118,7 +118,7 @@ func unknownCommand(name string) error {
 // userError returns the text of err for the user: without the arguments that
 // serpent repeats when it cannot parse them, and without passwords.
 func userError(err error) string {
-	return redact.Text(repeatedArgument.ReplaceAllString(plainError(err), "${1}"))
+	return redact.Text(optiontable.PlainText(repeatedArgument.ReplaceAllString(plainError(err), "${1}")))
 }
 
 // plainError returns err's text without what serpent wraps around it, a line for
