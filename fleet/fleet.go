@@ -14,6 +14,7 @@
 package fleet
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -310,16 +311,7 @@ func (f *Fleet) Ready() error {
 // Healthy returns nil, or why the fleet works only in part. It may not be Ready, fail
 // to write registrations, states or sessions, or fail to follow the other replicas.
 func (f *Fleet) Healthy() error {
-	if err := f.Ready(); err != nil {
-		return err
-	}
-	if err := f.queue.LastError(); err != nil {
-		return err
-	}
-	if err := f.unstored.LastError(time.Now()); err != nil {
-		return err
-	}
-	return f.peers.lastError()
+	return cmp.Or(f.Ready(), f.queue.LastError(), f.unstored.LastError(time.Now()), f.peers.lastError())
 }
 
 // Authenticate returns the agent of the token. The map is indexed by the token's
@@ -420,6 +412,14 @@ func (f *Fleet) Agent(id agent.ID) (Info, error) {
 		return Info{}, err
 	}
 	return f.info(e), nil
+}
+
+// Registration returns that of an agent, which must not be changed; nil: there is none.
+func (f *Fleet) Registration(id agent.ID) *agent.Registration {
+	if e, err := f.entry(id); err == nil {
+		return e.reg.Load()
+	}
+	return nil
 }
 
 func (f *Fleet) info(e *entry) Info {

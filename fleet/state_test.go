@@ -44,6 +44,19 @@ func receive(t testing.TB, s *Session, seq int64, take func(Request)) {
 	require.NoError(t, s.Receive(seq, take))
 }
 
+// Whoever notes what agents are refused asks for each request: the state is not copied.
+func TestRegistrationIsNotCopied(t *testing.T) {
+	reg := registration(1, 1, 1)
+	reg.Apps = []agent.App{{ID: nid(501), Slug: "a"}}
+	p := loaded(t, Options{}, reg)
+	request(t, p, 1, func(r Request) {
+		require.Empty(t, r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(501): agent.AppHealthHealthy}, nil))
+	})
+	require.Equal(t, nid(1), p.Registration(nid(1)).ID)
+	require.Nil(t, p.Registration(nid(2)))
+	require.Zero(t, testing.AllocsPerRun(10, func() { p.Registration(nid(1)) }))
+}
+
 func TestStateIsStoredBeforeItIsDurable(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		p := loaded(t, Options{}, registration(1, 1, 1))

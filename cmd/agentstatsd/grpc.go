@@ -10,7 +10,6 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/coderdapi"
-	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/addresses"
 	"github.com/coder/agentstatsd/pubsub"
@@ -60,18 +59,6 @@ func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.M
 	s.Add("coderd", func(n *candidate) error { return coderds.Reconfigure(n.config.coderdServiceOptions()) },
 		func() any { return coderds.Options() })
 	return err
-}
-
-// registrations are those that the fleet knows.
-type registrations struct{ fleet *fleet.Fleet }
-
-// Registration implements refusals.Agents.
-func (r registrations) Registration(id agent.ID) *agent.Registration {
-	info, err := r.fleet.Agent(id)
-	if err != nil {
-		return nil
-	}
-	return info.Registration
 }
 
 // noteExpired notes that the series of an agent have expired.

@@ -154,7 +154,7 @@ func (s *service) build(ctx context.Context) error {
 	}
 	s.Add("fleet", func(n *candidate) error { return s.fleet.Reconfigure(n.config.fleetOptions()) },
 		func() any { return s.fleet.Options() })
-	s.refusals, err = refusals.New(registrations{s.fleet}, c.refusalsOptions(), reg, s.log.With("component", "refusals"))
+	s.refusals, err = refusals.New(s.fleet, c.refusalsOptions(), reg, s.log.With("component", "refusals"))
 	if err != nil {
 		return err
 	}
