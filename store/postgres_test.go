@@ -177,8 +177,8 @@ func TestPostgresNewerSchema(t *testing.T) {
 	_, err := s.writer.ExecContext(t.Context(), `INSERT INTO agentstatsd_schema_version (version_id, is_applied) VALUES (77, true)`)
 	require.NoError(t, err)
 	_, err = Open(t.Context(), Options{URL: url}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
-	require.ErrorContains(t, err, fmt.Sprintf("its schema version 77 is newer than %d, the newest that this program knows:"+
-		" use the program that wrote it, or a later one", newest(t, &postgresDialect)))
+	require.ErrorContains(t, err, fmt.Sprintf("its schema version 77 is newer than %[1]d, the newest that this program knows:"+
+		" use the program that wrote it, or a later one, or have that one take the schema back: agentstatsd migrate --to %[1]d", newest(t, &postgresDialect)))
 	require.ErrorContains(t, err, `open database "test_`)
 }
 

@@ -205,8 +205,8 @@ func TestSQLiteNewerSchema(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, s.Close())
 	_, err = Open(t.Context(), Options{Path: path}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
-	require.EqualError(t, err, fmt.Sprintf("open database %s: its schema version 77 is newer than %d, the newest that this program knows:"+
-		" use the program that wrote it, or a later one", path, newest(t, &sqliteDialect)))
+	require.EqualError(t, err, fmt.Sprintf("open database %[1]s: its schema version 77 is newer than %[2]d, the newest that this program knows:"+
+		" use the program that wrote it, or a later one, or have that one take the schema back: agentstatsd migrate --to %[2]d", path, newest(t, &sqliteDialect)))
 }
 
 func TestSQLiteNotADatabase(t *testing.T) {

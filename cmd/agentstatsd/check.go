@@ -124,7 +124,8 @@ func (c *config) checkDatabase(ctx context.Context) (string, error) {
 	case err != nil:
 		return "", err
 	case current > newest:
-		return "", fmt.Errorf("the schema version %d is newer than %d, the newest that this program knows", current, newest)
+		return "", fmt.Errorf("the schema version %d is newer than %d, the newest that this program knows: the program that made it takes it back by migrate --to %d",
+			current, newest, newest)
 	case current < newest:
 		return fmt.Sprintf("is reached, schema version %d: the start makes it %d", current, newest), nil
 	}

@@ -197,7 +197,8 @@ func versions(provider *goose.Provider) []int64 {
 // Newer returns the error of a schema that a newer version of this program made.
 func Newer(current, newest int64) error {
 	return fmt.Errorf("its schema version %d is newer than %d, the newest that this program knows:"+
-		" use the program that wrote it, or a later one", current, newest)
+		" use the program that wrote it, or a later one, or have that one take the schema back: agentstatsd migrate --to %d",
+		current, newest, newest)
 }
 
 // adopt makes sure that what goes by our names in the schema is ours. A version
