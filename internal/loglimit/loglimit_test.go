@@ -12,11 +12,12 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/internal/bubble"
+	"github.com/coder/agentstatsd/internal/edgetest"
 )
 
 func TestLogIsLimitedByTextAndSource(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		var out bytes.Buffer
+		var out edgetest.Log
 		limit := New(slog.NewTextHandler(&out, nil), 60)
 		log := slog.New(limit).With("component", "http")
 		count := func(text string) int { return strings.Count(out.String(), text) }
@@ -60,7 +61,7 @@ func TestLogWithoutLimit(t *testing.T) {
 // Many texts together are limited, too, and one line says how many were left out.
 func TestLogIsLimitedInAll(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		var out bytes.Buffer
+		var out edgetest.Log
 		log := slog.New(New(slog.NewTextHandler(&out, nil), 6))
 		for i := range 1000 {
 			log.Info(fmt.Sprint("text ", i))
