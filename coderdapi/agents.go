@@ -57,7 +57,7 @@ func (s *Service) WatchAgents(req *agentstatsv1.WatchAgentsRequest, stream grpc.
 	if err := s.Fleet.Ready(); err != nil {
 		return s.failure(ctx, "watch agents", err)
 	}
-	stop, err := s.startWatch(watchAgents)
+	stop, err := s.startWatch(stream.Context(), watchAgents)
 	if err != nil {
 		return err
 	}

@@ -71,8 +71,9 @@ type Service struct {
 	log     *slog.Logger
 	// Limits of what may be under way at once.
 	watches, syncs, pushes grpcserver.Slots
-	// pushersPushes are those of pushes that those may have who may only push.
-	pushersPushes grpcserver.Slots
+	// pushersPushes are those of pushes that those may have who may only push,
+	// operatorsWatches those of watches that those may have who may only read.
+	pushersPushes, operatorsWatches grpcserver.Slots
 	// watchBytes is the memory that watches and reads of metadata share.
 	watchBytes *watchBytes
 	// byteBudgets are by the full name of the method.
@@ -111,10 +112,12 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 		pushes:  grpcserver.NewSlots(opts.MaxPushes),
 
 		pushersPushes: grpcserver.NewSlots(opts.MaxPushes - opts.MaxPushes/4),
-		watchBytes:    newWatchBytes(&opts, m),
-		futile:        newFutile(m),
-		decoders:      make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
-		instances:     newPushInstances(),
+
+		operatorsWatches: grpcserver.NewSlots(max(1, opts.MaxWatches/4)),
+		watchBytes:       newWatchBytes(&opts, m),
+		futile:           newFutile(m),
+		decoders:         make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+		instances:        newPushInstances(),
 	}
 	s.opts.Store(&opts)
 	s.shareBytes()

@@ -30,7 +30,7 @@ type statsStream = grpc.BidiStreamingServer[agentstatsv1.WatchStatsRequest, agen
 
 // WatchStats implements agentstatsv1.CoderdServiceServer.
 func (s *Service) WatchStats(stream statsStream) error {
-	stop, err := s.startWatch(watchStats)
+	stop, err := s.startWatch(stream.Context(), watchStats)
 	if err != nil {
 		return err
 	}

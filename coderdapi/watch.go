@@ -35,7 +35,7 @@ func (s *Service) WatchMetadata(req *agentstatsv1.WatchMetadataRequest, stream g
 	if err != nil {
 		return err
 	}
-	stop, err := s.startWatch(watchMetadata)
+	stop, err := s.startWatch(stream.Context(), watchMetadata)
 	if err != nil {
 		return err
 	}
@@ -53,12 +53,23 @@ func (s *Service) WatchMetadata(req *agentstatsv1.WatchMetadataRequest, stream g
 	return s.watch(stream, w)
 }
 
-// startWatch acquires a slot of the watches, which stop releases.
-func (s *Service) startWatch(kind string) (stop func(), err error) {
+// startWatch acquires a slot of the watches, which stop releases. Those who may only read
+// have a share of them: coderd's go on, whatever a tool opens.
+func (s *Service) startWatch(ctx context.Context, kind string) (stop func(), err error) {
 	if err := s.server.BeginStream(); err != nil {
 		return nil, err
 	}
+	release := func() {}
+	if grpcserver.CallerFrom(ctx).IsOperator {
+		if !s.operatorsWatches.TryAcquire() {
+			s.server.EndStream()
+			s.metrics.refused.WithLabelValues(refusedWatch).Inc()
+			return nil, grpcserver.Exhausted(time.Second, fmt.Sprintf("want at most %d watches at once of those who may only read, a share of %s", cap(s.operatorsWatches), grpcserver.FlagWatches))
+		}
+		release = s.operatorsWatches.Release
+	}
 	if !s.watches.TryAcquire() {
+		release()
 		s.server.EndStream()
 		s.metrics.refused.WithLabelValues(refusedWatch).Inc()
 		return nil, grpcserver.Exhausted(time.Second, fmt.Sprintf("want at most %d watches at once (%s)", s.opts.Load().MaxWatches, grpcserver.FlagWatches))
@@ -67,6 +78,7 @@ func (s *Service) startWatch(kind string) (stop func(), err error) {
 	return func() {
 		s.metrics.watches.WithLabelValues(kind).Dec()
 		s.watches.Release()
+		release()
 		s.server.EndStream()
 	}, nil
 }

@@ -246,6 +246,24 @@ func valuesOf(m map[string]string) func(func(string) bool) {
 	}
 }
 
+// A tool that may only read takes no watch from coderd.
+func TestOperatorsHaveAShareOfWatches(t *testing.T) {
+	s := edgetest.Start(t, edgetest.Settings{Coderd: coderdapi.Options{MaxWatches: 4}})
+	s.Register(1)
+	watch := func(token string) error {
+		w, err := s.Coderd().WatchMetadata(edgetest.As(t.Context(), token), &pb.WatchMetadataRequest{AgentIds: [][]byte{edgetest.IDBytes(1)}})
+		require.NoError(t, err)
+		_, err = w.Recv()
+		return err
+	}
+	require.NoError(t, watch(edgetest.OperatorToken))
+	edgetest.RequireCode(t, watch(edgetest.OperatorToken), codes.ResourceExhausted,
+		"want at most 1 watches at once of those who may only read, a share of --max-watches")
+	for range 3 {
+		require.NoError(t, watch(edgetest.CoderdToken))
+	}
+}
+
 func TestWatchLimits(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{Coderd: coderdapi.Options{MaxWatches: 1}})
 	s.Register(1)

@@ -157,7 +157,7 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Default: "64", Value: atLeast(&c.maxCoderdCalls, 1), Group: &groupGRPC,
 		},
 		{
-			Description: "Watches of coderd at once, of all kinds; more are refused.",
+			Description: "Watches of coderd at once, of all kinds; more are refused. Those who have the token of --operator-token-file have a quarter of them.",
 			Flag:        "max-watches", Env: "AGENTSTATSD_MAX_WATCHES", YAML: "max_watches",
 			Default: "256", Value: atLeast(&c.maxWatches, 1), Group: &groupGRPC,
 		},
