@@ -40,7 +40,8 @@ func Command() *serpent.Command {
 		Use:   "simulate",
 		Short: "Run a simulated coderd and its agents against a service.",
 		Long: "It registers the agents as coderd would, runs a stream for each over the real client, waits for the last " +
-			"acks and prints a summary. The exit code is 1 if anything that was sent was not acknowledged.\n\n" +
+			"acks and prints a summary. The exit code is 1 if anything that was sent was not acknowledged. " +
+			"Its agents have the same ids each time: a service takes one simulate at once.\n\n" +
 			"  agentstatsd simulate --target localhost:2113 --coderd-token-file data/coderd-token --agents 2000 --duration 60s\n\n" +
 			"With several targets it stands in for the load balancer before the replicas of a service, moves agents between " +
 			"them, and can check that the replicas together serve each agent once.\n\n" +
@@ -56,7 +57,7 @@ func Command() *serpent.Command {
 			},
 			{
 				Flag: "coderd-token-file", Env: "AGENTSTATSD_CODERD_TOKEN_FILE", Default: "data/coderd-token",
-				Description: "The token that the service knows coderd by.", Value: serpent.StringOf(&tokenFile),
+				Description: "The token that the service knows coderd by. It is read anew for each call.", Value: serpent.StringOf(&tokenFile),
 			},
 			{Flag: "tls", Default: "false", Description: "Dial with TLS.", Value: serpent.BoolOf(&useTLS)},
 			{
@@ -230,17 +231,15 @@ func printSummary(inv *serpent.Invocation, summary simulate.Summary, asJSON bool
 // DialOptions returns how to dial the service as coderd: with TLS if asked
 // to, or if there is a CA. An empty server name is the host of the target.
 func DialOptions(tokenFile, caFile, serverName string, useTLS bool, log *slog.Logger) (client.DialOptions, error) {
-	tokens, err := secrets.LoadTokens("coderd's token", tokenFile, log)
-	if err != nil {
+	if _, err := secrets.LoadTokens("coderd's token", tokenFile, log); err != nil {
 		return client.DialOptions{}, err
 	}
-	token := tokens[0].Token
 	if !useTLS && caFile == "" {
-		return client.DialOptions{Token: token, Plaintext: true}, nil
+		return client.DialOptions{TokenFile: tokenFile, Plaintext: true}, nil
 	}
 	config, err := client.TLSFiles{CA: caFile, ServerName: serverName}.Config()
 	if err != nil {
 		return client.DialOptions{}, err
 	}
-	return client.DialOptions{Token: token, TLS: config}, nil
+	return client.DialOptions{TokenFile: tokenFile, TLS: config}, nil
 }
