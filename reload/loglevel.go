@@ -1,6 +1,7 @@
 package reload
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -16,6 +17,8 @@ const MaxLogLevelTime = 24 * time.Hour
 // LogLevel is the least level that is logged. It can be another one for a while.
 type LogLevel struct {
 	now atomic.Int64
+
+	log *slog.Logger // nil: changes are not logged
 
 	mu sync.Mutex
 	// Guarded by mu. configured is the level but for that while, which timer ends.
@@ -70,6 +73,27 @@ func (l *LogLevel) SetFor(level slog.Level, within time.Duration) {
 	l.timer = timer
 }
 
+// LogTo has changes by ServeHTTP logged. It is called before the first one.
+func (l *LogLevel) LogTo(log *slog.Logger) { l.log = log }
+
+// announce is SetFor with a line in the log, at a level that is logged before or after it.
+func (l *LogLevel) announce(ctx context.Context, level slog.Level, within time.Duration) {
+	said := max(slog.LevelInfo, min(l.Level(), level))
+	before := l.Level() < level
+	say := func() {
+		if l.log != nil {
+			l.log.Log(ctx, said, "the level of the log is another one for a while", "log_level", level, "for", within, "then", l.Configured())
+		}
+	}
+	if before {
+		say()
+	}
+	l.SetFor(level, within)
+	if !before {
+		say()
+	}
+}
+
 // LevelChange is the answer of ServeHTTP.
 type LevelChange struct {
 	Level string    `json:"level"`
@@ -91,7 +115,7 @@ func (l *LogLevel) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("for: want a time such as 10m, at most %s", MaxLogLevelTime), http.StatusBadRequest)
 		return
 	}
-	l.SetFor(level, within)
+	l.announce(r.Context(), level, within)
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(LevelChange{level.String(), time.Now().Add(within).UTC(), l.Configured().String()})
 }

@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -89,5 +92,21 @@ func TestLogLevelIsAnotherForAWhile(t *testing.T) {
 		require.Equal(t, slog.LevelWarn, l.Level())
 		l.Configure(slog.LevelInfo)
 		require.Equal(t, slog.LevelInfo, l.Level())
+	})
+}
+
+// A change of the level is logged, whichever of both levels logs more.
+func TestLogLevelIsLogged(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		var out strings.Builder
+		l := NewLogLevel(slog.LevelInfo)
+		l.LogTo(slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: l})))
+		for n, level := range []string{"debug", "error", "warn", "error", "debug", "debug"} {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/-/log-level?for=10m&level="+level, http.NoBody)
+			l.ServeHTTP(httptest.NewRecorder(), r)
+			require.Equal(t, n+1, strings.Count(out.String(), "\n"), out.String())
+			require.Contains(t, out.String(), "log_level="+strings.ToUpper(level)+" for=10m0s then=INFO")
+		}
+		time.Sleep(10 * time.Minute)
 	})
 }

@@ -21,7 +21,9 @@ func newLogger(w io.Writer, c *config) (*slog.Logger, error) {
 	if c.logFormat == "json" {
 		handler = slog.NewJSONHandler(w, opts)
 	}
-	return slog.New(&logHandler{loglimit.New(handler, int(c.logMaxPerMinute)), level}), nil
+	log := slog.New(&logHandler{loglimit.New(handler, int(c.logMaxPerMinute)), level})
+	level.LogTo(log)
+	return log, nil
 }
 
 // logHandler is the handler of the whole log, with what can change of it.
