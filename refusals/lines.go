@@ -61,16 +61,16 @@ type line struct {
 func (r *Refusals) Run(ctx context.Context) error {
 	ticker := time.NewTicker(gatherInterval)
 	defer ticker.Stop()
-	for {
+	for ctx.Err() == nil {
 		select {
-		case <-ctx.Done():
-			return nil
+		case <-ctx.Done(): // what is due is logged now
 		case <-ticker.C:
 		}
 		for _, l := range r.takeLines(time.Now()) {
 			r.log.LogAttrs(ctx, l.level, l.text, l.attrs...)
 		}
 	}
+	return nil
 }
 
 // takeLines returns the lines that are due.

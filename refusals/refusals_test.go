@@ -1,6 +1,7 @@
 package refusals
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"log/slog"
@@ -243,6 +244,23 @@ func TestLinesAreBounded(t *testing.T) {
 		}
 		require.Len(t, out.lines, 5*30+4)
 		require.Equal(t, 4, strings.Count(strings.Join(out.lines, "\n"), textLeftOut+`" agents=970`))
+	})
+}
+
+// At the end what is due is logged at once.
+func TestLastLines(t *testing.T) {
+	out := &lineLog{}
+	r, _ := newRefusals(t, registered{always("docker"), always("ada")}, Options{}, slog.New(slog.NewTextHandler(out, nil)))
+	r.Refused(idOf(7), "", refusal("invalid_name", 1, "a-b"))
+	bubble.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- r.Run(ctx) }()
+		pass(time.Second)
+		cancel()
+		require.NoError(t, <-done)
+		require.Len(t, out.lines, 1)
+		require.Contains(t, out.lines[0], "workspace=ws7")
 	})
 }
 
