@@ -137,7 +137,7 @@ func New(agents Agents, opts Options, reg prometheus.Registerer, log *slog.Logge
 	return s, nil
 }
 
-// Options returns the options in force, with their defaults.
+// Options returns the options in force, with their defaults. The tokens are those of New.
 func (s *Server) Options() Options { return *s.opts.Load() }
 
 // OnRefused has f called with each agent whose call is refused before its service gets it,

@@ -29,9 +29,9 @@ type conns struct {
 	metrics *metrics
 
 	mu sync.Mutex
-	// Guarded by mu. max is of those that are served. waiting has the net.Conns of those that no request is served of, the
-	// longest first; serving is the number of requests that are served, strangers that of
-	// those which are no agents'.
+	// Guarded by mu. max is of requests that are served. waiting has the net.Conns of those
+	// that no request is served of, the longest first; serving is the number of requests
+	// that are served, strangers that of those which are no agents'.
 	max       int
 	open      map[net.Conn]*conn
 	waiting   *list.List
