@@ -106,16 +106,6 @@ func Catalogue() []Family {
 	return slices.Clone(catalogue)
 }
 
-// MustDocumented is Documented for names written in the code. It panics if the
-// catalogue lacks the name.
-func MustDocumented(name string) *Family {
-	f, ok := Documented(name)
-	if !ok {
-		panic("metrics: " + name + " is not in the catalogue")
-	}
-	return f
-}
-
 // catalogue is sorted by name. Help texts are served as they stand in it.
 var catalogue = sorted(slices.Concat(agentFamilies, metadataFamilies, coderdFamilies, runtimeFamilies))
 

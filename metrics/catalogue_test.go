@@ -179,7 +179,9 @@ func TestHistogramOpts(t *testing.T) {
 		require.Equal(t, f.Native != nil, len(m.GetHistogram().GetPositiveSpan()) > 0, f.Name)
 		require.Contains(t, h.Desc().String(), f.Help)
 	}
-	opts := MustDocumented("coderd_workspace_creation_duration_seconds").HistogramOpts()
+	family, ok := Documented("coderd_workspace_creation_duration_seconds")
+	require.True(t, ok)
+	opts := family.HistogramOpts()
 	require.EqualValues(t, 100, opts.NativeHistogramMaxBucketNumber)
 	require.Equal(t, time.Hour, opts.NativeHistogramMinResetDuration)
 }
