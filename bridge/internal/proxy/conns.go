@@ -63,6 +63,22 @@ func (s *conns) setLimit(limit int) {
 	s.max = limit
 }
 
+// MaxConnections is that of Options, or of SetMaxConnections.
+func (p *Proxy) MaxConnections() int { return p.conns.limit() }
+
+// SetMaxConnections changes Options.MaxConnections. What there is above a lowered limit
+// stays. After an error nothing has changed.
+func (p *Proxy) SetMaxConnections(limit int) error {
+	opts := p.opts
+	opts.MaxConnections = limit
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return err
+	}
+	p.conns.setLimit(opts.MaxConnections)
+	return nil
+}
+
 // changed is called with each connection that is new, or has ended.
 func (s *conns) changed(c net.Conn, state http.ConnState) {
 	switch state {

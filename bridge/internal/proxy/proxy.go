@@ -107,22 +107,6 @@ func New(upstream *url.URL, open func(Handshake) Copy, opts Options, reg prometh
 	return p, p.registerLimits(reg)
 }
 
-// MaxConnections is that of Options, or of SetMaxConnections.
-func (p *Proxy) MaxConnections() int { return p.conns.limit() }
-
-// SetMaxConnections changes Options.MaxConnections. What there is above a lowered limit
-// stays. After an error nothing has changed.
-func (p *Proxy) SetMaxConnections(limit int) error {
-	opts := p.opts
-	opts.MaxConnections = limit
-	opts = opts.withDefaults()
-	if err := opts.validate(); err != nil {
-		return err
-	}
-	p.conns.setLimit(opts.MaxConnections)
-	return nil
-}
-
 // silent logs nothing: errors of the reverse proxy may repeat what passed.
 var silent = log.New(io.Discard, "", 0)
 
