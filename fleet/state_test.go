@@ -144,6 +144,7 @@ func TestStateWaitsForTheDatabase(t *testing.T) {
 		require.Equal(t, Progress{Received: 50, Durable: 0}, s.Progress())
 		require.Len(t, s.entry.state.pendingAcks, 1, "what waits is bounded")
 		require.ErrorIs(t, p.Healthy(), errDown)
+		require.ErrorContains(t, p.Healthy(), "states and sessions of agents are not stored: ")
 		require.NoError(t, p.Ready(), "agents are served")
 		require.Equal(t, []string{"1"}, metric(t, p, "agentstatsd_states_pending"))
 

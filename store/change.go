@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
@@ -130,8 +131,20 @@ type Error struct {
 	err    error
 }
 
-// Error returns what was being done, and all that is known of why it failed.
-func (e *Error) Error() string { return e.doing + ": " + e.err.Error() }
+// Error returns what was being done, and all that is known of why it failed, in one line.
+func (e *Error) Error() string { return e.doing + ": " + oneLine(e.err.Error()) }
+
+// oneLine joins the lines of text, each of them once. Of a server that it asks with TLS and
+// without, the driver says the same twice.
+func oneLine(text string) string {
+	var lines []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" && !slices.Contains(lines, line) {
+			lines = append(lines, line)
+		}
+	}
+	return strings.ReplaceAll(strings.Join(lines, "; "), ":; ", ": ")
+}
 
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.err }

@@ -3,6 +3,7 @@
 package writequeue
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -124,7 +125,10 @@ func (w *Queue[E, B]) SetError(err error) {
 func (w *Queue[E, B]) LastError() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.err
+	if w.err == nil {
+		return nil
+	}
+	return fmt.Errorf("states and sessions of agents are not stored: %w", w.err)
 }
 
 // AddSession queues the session of an agent.
