@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coder/serpent"
 	"github.com/stretchr/testify/require"
 )
 
@@ -20,8 +21,10 @@ var flagName = regexp.MustCompile(`--[a-z][a-z0-9-]+`)
 // that a package has of one is used.
 func TestErrorsNameFlagsThatExist(t *testing.T) {
 	known := make(map[string]bool)
-	for _, o := range append(new(config).options(), new(bridgeConfig).options()...) {
-		known["--"+o.Flag] = true
+	for _, options := range []serpent.OptionSet{new(config).options(), new(bridgeConfig).options(), migrateCommand().Options} {
+		for _, o := range options {
+			known["--"+o.Flag] = true
+		}
 	}
 	named := make(map[string]bool)
 	identifiers := make(map[string]int)
