@@ -160,12 +160,13 @@ func Settle(inForce, next serpent.OptionSet) (changed, needRestart []Difference,
 	return changed, needRestart, nil
 }
 
-// Hash returns a number that differs if the values differ. It has no more than 48 bits,
-// which a sample of Prometheus keeps.
+// Hash returns a number that differs if the values differ, as they are shown: whoever
+// reads it cannot try passwords. It has no more than 48 bits, which a sample of Prometheus
+// keeps.
 func Hash(options serpent.OptionSet) uint64 {
 	h := sha256.New()
 	for i := range options {
-		v := encoded(options[i].Value)
+		v := Shown(&options[i])
 		_, _ = fmt.Fprintf(h, "%s %d %s\n", options[i].Flag, len(v), v)
 	}
 	return binary.BigEndian.Uint64(h.Sum(nil)) >> 16

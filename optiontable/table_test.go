@@ -92,6 +92,15 @@ func TestPrintIsAFile(t *testing.T) {
 	require.Equal(t, *want, again)
 }
 
+// The hash is a metric: nobody can try passwords by it.
+func TestHash(t *testing.T) {
+	hash := func(url string) uint64 {
+		return Hash(serpent.OptionSet{{Flag: "url", Value: serpent.StringOf(&url)}})
+	}
+	require.Equal(t, hash("postgres://u:one@h/d"), hash("postgres://u:two@h/d"))
+	require.NotEqual(t, hash("postgres://u:one@h/d"), hash("postgres://u:one@i/d"))
+}
+
 func TestShown(t *testing.T) {
 	for value, want := range map[string]string{
 		"postgres://u:p%40w@h:5432/d?sslpassword=x&a=b":             "postgres://u:xxxxx@h:5432/d?sslpassword=xxxxx&a=b",

@@ -25,7 +25,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Name: "agentstatsd_config_last_reload_success_timestamp_seconds", Help: "Unix time of the last reload that succeeded, or of the start.",
 		}),
 		hash: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "agentstatsd_config_hash", Help: "Hash of the options in force.",
+			Name: "agentstatsd_config_hash", Help: "Hash of the options in force, without the passwords in them.",
 		}),
 		succeeded: reloads.WithLabelValues("success"),
 		failed:    reloads.WithLabelValues("failure"),
