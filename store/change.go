@@ -9,11 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/internal/backoff"
+	"github.com/coder/agentstatsd/internal/oneline"
 )
 
 // A call is tried a few times at once if the database says that it may well succeed.
@@ -132,19 +132,7 @@ type Error struct {
 }
 
 // Error returns what was being done, and all that is known of why it failed, in one line.
-func (e *Error) Error() string { return e.doing + ": " + oneLine(e.err.Error()) }
-
-// oneLine joins the lines of text, each of them once. Of a server that it asks with TLS and
-// without, the driver says the same twice.
-func oneLine(text string) string {
-	var lines []string
-	for line := range strings.Lines(text) {
-		if line = strings.TrimSpace(line); line != "" && !slices.Contains(lines, line) {
-			lines = append(lines, line)
-		}
-	}
-	return strings.ReplaceAll(strings.Join(lines, "; "), ":; ", ": ")
-}
+func (e *Error) Error() string { return e.doing + ": " + oneline.Text(e.err.Error()) }
 
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.err }

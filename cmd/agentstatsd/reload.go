@@ -4,12 +4,12 @@ import (
 	"context"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/internal/handshake"
+	"github.com/coder/agentstatsd/internal/oneline"
 	"github.com/coder/agentstatsd/internal/stages"
 	"github.com/coder/agentstatsd/optiontable"
 	"github.com/coder/agentstatsd/reload"
@@ -43,7 +43,7 @@ func (r *reloading) prepareReload() (*reload.Change, error) {
 }
 
 // oneLine returns an error's text without what is secret in it.
-func oneLine(err error) string { return strings.ReplaceAll(userError(err), "\n", "; ") }
+func oneLine(err error) string { return oneline.Text(userError(err)) }
 
 // buildReload makes what reloads. From here on SIGHUP does not end the process, if its
 // command reads its configuration again.
