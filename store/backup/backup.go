@@ -58,8 +58,8 @@ func Write(ctx context.Context, database, file string) (s Summary, err error) {
 	if err := part.Sync(); err != nil {
 		return s, fmt.Errorf("write backup: %w", err)
 	}
-	// A link, unlike a rename, replaces nothing.
-	if err := os.Link(part.Name(), file); err != nil {
+	// A link, unlike a rename, replaces nothing. Not all file systems have them.
+	if err := os.Link(part.Name(), file); errors.Is(err, os.ErrExist) || err != nil && os.Rename(part.Name(), file) != nil {
 		return s, fmt.Errorf("write backup: %w", err)
 	}
 	return s, syncDir(filepath.Dir(file))
