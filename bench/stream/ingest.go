@@ -117,7 +117,9 @@ func startTaker(ctx context.Context, subject, binary, dir string, connections in
 	switch subject {
 	case Fast, Generated:
 		args.Unknown = subject == Generated
-		service, err := StartAgentstatsd(ctx, binary, dir)
+		// A busy stream sends more than an agent may by default.
+		service, err := StartAgentstatsd(ctx, binary, dir, "--agent-message-rate=1000000", "--agent-message-burst=1000000",
+			"--agent-byte-rate=1000000000", "--agent-byte-burst=1000000000")
 		if err != nil {
 			return nil, err
 		}
