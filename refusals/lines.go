@@ -79,7 +79,7 @@ func (r *Refusals) takeLines(now time.Time) (due []line) {
 	defer r.mu.Unlock()
 	due = r.lines.beginMinute(now, r.metrics)
 	waiting := make(map[groupKey][]unlogged)
-	for s := range r.slots.newestFirst() {
+	for _, s := range slices.Backward(r.slots.Values()) {
 		for i := range s.reasons {
 			if of := &s.reasons[i]; of.unlogged > 0 {
 				key := groupKey{s.subject.Template, of.Reason, of.level}

@@ -41,7 +41,7 @@ func (r *Refusals) registerLimits(reg prometheus.Registerer) error {
 		ownmetrics.Fixed("refused_agents", r.opts.MaxAgents, ownmetrics.Count(func() int {
 			r.mu.Lock()
 			defer r.mu.Unlock()
-			return r.slots.len()
+			return r.slots.Len()
 		})),
 		ownmetrics.Fixed("refused_agents_bytes", r.opts.MaxBytes, ownmetrics.Count(func() int {
 			r.mu.Lock()

@@ -12,6 +12,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/agent"
@@ -73,8 +74,8 @@ type Refusals struct {
 	mu sync.Mutex
 	// Guarded by mu.
 
-	slots lru[agent.ID, *slot]
-	bytes int // of all slots
+	slots *simplelru.LRU[agent.ID, *slot] // which has no limit of its own
+	bytes int                             // of all slots
 	sums  [groups]sums
 	// labelled are the templates with a label of their own in metrics.
 	labelled map[string]struct{}
@@ -136,10 +137,10 @@ func (r *Refusals) note(id agent.ID, version string, level slog.Level, refused [
 	subject, now := r.subject(id, version), time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s, found := r.slots.get(id)
+	s, found := r.slots.Get(id)
 	if !found {
 		s = &slot{}
-		r.slots.put(id, s)
+		r.slots.Add(id, s)
 	}
 	if version == "" {
 		subject.Version = s.subject.Version
@@ -224,8 +225,8 @@ func (s *slot) isUnlogged() bool {
 // evictLocked forgets the agents whose last refusal is the oldest, as long as there are
 // too many.
 func (r *Refusals) evictLocked() {
-	for r.slots.len() > r.opts.MaxAgents || r.bytes > r.opts.MaxBytes && r.slots.len() > 1 {
-		_, s := r.slots.removeOldest()
+	for r.slots.Len() > r.opts.MaxAgents || r.bytes > r.opts.MaxBytes && r.slots.Len() > 1 {
+		_, s, _ := r.slots.RemoveOldest()
 		r.bytes -= s.bytes
 		r.metrics.evicted.Inc()
 		if s.isUnlogged() {
@@ -259,7 +260,7 @@ func (r *Refusals) Newest(limit int) []Last {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var all []Last
-	for s := range r.slots.newestFirst() {
+	for _, s := range slices.Backward(r.slots.Values()) {
 		if len(all) >= limit {
 			break
 		}
@@ -272,7 +273,7 @@ func (r *Refusals) Newest(limit int) []Last {
 func (r *Refusals) Of(id agent.ID) (Last, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s, found := r.slots.peek(id)
+	s, found := r.slots.Peek(id)
 	if !found {
 		return Last{}, false
 	}

@@ -97,7 +97,7 @@ func TestKeptRefusals(t *testing.T) {
 				again, found := r.Of(l.Agent)
 				require.True(t, found)
 				require.Equal(t, l, again)
-				s, _ := r.slots.peek(l.Agent)
+				s, _ := r.slots.Peek(l.Agent)
 				bytes += s.size()
 			}
 			require.Equal(t, bytes, r.bytes)

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
 // Group is what refused items are summed by.
@@ -36,7 +38,7 @@ type Sum struct {
 // sums are those of one group. The one that is added to the least recently makes room.
 type sums struct {
 	max    int
-	byName lru[string, *Sum]
+	byName *simplelru.LRU[string, *Sum]
 	others int64 // items of sums that made room
 }
 
@@ -44,14 +46,14 @@ func newSums(most int) sums { return sums{max: most, byName: newLRU[string, *Sum
 
 // add adds items to the sum with the name.
 func (s *sums) add(name, reason string, items int64, now time.Time) {
-	sum, found := s.byName.get(name)
+	sum, found := s.byName.Get(name)
 	if !found {
-		if s.byName.len() >= s.max {
-			_, oldest := s.byName.removeOldest()
+		if s.byName.Len() >= s.max {
+			_, oldest, _ := s.byName.RemoveOldest()
 			s.others += oldest.Items
 		}
 		sum = &Sum{Name: strings.Clone(name), Reasons: make(map[string]int64, 1)}
-		s.byName.put(sum.Name, sum)
+		s.byName.Add(sum.Name, sum)
 	}
 	sum.Items += items
 	sum.Last = now
@@ -65,7 +67,7 @@ func (s *sums) add(name, reason string, items int64, now time.Time) {
 
 // list returns copies, those with the most items first.
 func (s *sums) list() (all []Sum, others int64) {
-	for sum := range s.byName.newestFirst() {
+	for _, sum := range s.byName.Values() {
 		all = append(all, Sum{Name: sum.Name, Items: sum.Items, Last: sum.Last, Reasons: maps.Clone(sum.Reasons)})
 	}
 	slices.SortFunc(all, func(a, b Sum) int {

@@ -29,11 +29,6 @@ func (e ExactSum) plus(x float64) ExactSum {
 	return append(make(ExactSum, 0, len(e)+1), e...).add(x)
 }
 
-// plusAll returns e + o; neither is changed.
-func (e ExactSum) plusAll(o ExactSum) ExactSum {
-	return append(make(ExactSum, 0, len(e)+len(o)), e...).addAll(o)
-}
-
 func (e ExactSum) addAll(o ExactSum) ExactSum {
 	for _, x := range o {
 		e = e.add(x)
