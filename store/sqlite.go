@@ -17,6 +17,7 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/store/internal/durable"
 	"github.com/coder/agentstatsd/store/internal/fileid"
 	"github.com/coder/agentstatsd/store/internal/schema"
 )
@@ -229,19 +230,7 @@ func createPrivate(path string) error {
 			return fmt.Errorf("protect database file: %w", err)
 		}
 	}
-	return syncDir(dir)
-}
-
-// syncDir makes a new file's name as durable as its content.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("sync data directory: %w", err)
-	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
-		return fmt.Errorf("sync data directory: %w", err)
-	}
-	return nil
+	return durable.SyncDir(dir)
 }
 
 // sqliteFault: a constraint, a type or a size is about the data. Everything else

@@ -16,6 +16,7 @@ import (
 	_ "modernc.org/sqlite" // the driver
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/store/internal/durable"
 	"github.com/coder/agentstatsd/store/internal/fileid"
 	"github.com/coder/agentstatsd/store/internal/schema"
 )
@@ -62,7 +63,7 @@ func Write(ctx context.Context, database, file string) (s Summary, err error) {
 	if err := os.Link(part.Name(), file); errors.Is(err, os.ErrExist) || err != nil && os.Rename(part.Name(), file) != nil {
 		return s, fmt.Errorf("write backup: %w", err)
 	}
-	return s, syncDir(filepath.Dir(file))
+	return s, durable.SyncDir(filepath.Dir(file))
 }
 
 // Stream writes what Write would have in the file to w. It needs as much room in the
@@ -168,7 +169,7 @@ func Place(ctx context.Context, file, database string, newDeployment bool) (s Su
 	if err := os.Rename(part, database); err != nil {
 		return s, kept, fmt.Errorf("restore: %w", err)
 	}
-	return s, kept, syncDir(filepath.Dir(database))
+	return s, kept, durable.SyncDir(filepath.Dir(database))
 }
 
 // identify writes that the file is the database of a deployment, and no copy of it.
@@ -245,15 +246,4 @@ func open(file, mode string) (*sql.DB, error) {
 	}
 	db.SetMaxOpenConns(1)
 	return db, nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	return nil
 }
