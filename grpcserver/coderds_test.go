@@ -12,10 +12,9 @@ import (
 )
 
 // awaitLogged waits until the log has a text.
-func awaitLogged(s *edgetest.Service, text string) {
-	for !strings.Contains(s.Log.String(), text) {
-		time.Sleep(time.Millisecond)
-	}
+func awaitLogged(t *testing.T, s *edgetest.Service, text string) {
+	t.Helper()
+	require.Eventually(t, func() bool { return strings.Contains(s.Log.String(), text) }, 30*time.Second, time.Millisecond, text)
 }
 
 // A coderd that connects is a line, and the end of its connection another one. Agents are
@@ -38,7 +37,7 @@ func TestCoderdsAreLogged(t *testing.T) {
 	s.Request(1, edgetest.Metadata("cpu", "1"))
 	require.Equal(t, 2, lines("coderd has connected"))
 	require.NoError(t, pusher.Close())
-	awaitLogged(s, "a connection of coderd has ended") // it is looked for each second
+	awaitLogged(t, s, "a connection of coderd has ended") // it is looked for each second
 	require.Equal(t, 1, lines(`level=INFO msg="a connection of coderd has ended" peer=127.0.0.1 credential=push`), s.Log.String())
 
 	operator := newClient(s)

@@ -67,7 +67,7 @@ func TestConnectionsOfStrangersAreBounded(t *testing.T) {
 	strangers := []net.Conn{dial(s), dial(s), dial(s)}
 	requireClosed(t, dial(s))
 	require.Positive(t, limited(s, "address_connections"))
-	awaitLogged(s, `level=WARN msg="a connection was refused, as there are too many" peer=127.0.0.1 limit=address_connections suppressed=0`)
+	awaitLogged(t, s, `level=WARN msg="a connection was refused, as there are too many" peer=127.0.0.1 limit=address_connections suppressed=0`)
 	require.Equal(t, 3.0, s.Counter("agentstatsd_usage", "grpc_unauthenticated_connections"))
 	_, err := s.Coderd().ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{})
 	require.NoError(t, err, "over a connection that is known")
@@ -93,7 +93,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	require.Equal(t, 2.0, s.Counter("agentstatsd_usage", "grpc_connections"))
 	requireClosed(t, dial(s))
 	require.Positive(t, limited(s, "connections"))
-	awaitLogged(s, "limit=connections")
+	awaitLogged(t, s, "limit=connections")
 	require.NoError(t, other.Close())
 	require.Eventually(t, func() bool { return s.Counter("agentstatsd_grpc_connections", "") == 1 }, 30*time.Second, 150*time.Millisecond)
 	third := newClient(s)
@@ -108,7 +108,7 @@ func TestStrangersAreDisconnected(t *testing.T) {
 	c := s.Connect(edgetest.Session{Agent: 1})
 	requireClosed(t, dial(s))
 	require.Positive(t, limited(s, "authentication_timeout"))
-	awaitLogged(s, `level=WARN msg="a connection was closed: it made no authenticated call in time" peer=127.0.0.1 limit=authentication_timeout`)
+	awaitLogged(t, s, `level=WARN msg="a connection was closed: it made no authenticated call in time" peer=127.0.0.1 limit=authentication_timeout`)
 	c.SendNext(edgetest.Stats(&pb.Stats{}))
 	c.RequireDurable(1)
 }
