@@ -87,17 +87,23 @@ func (c *connection) serve() error {
 
 // open reads the hello and opens the session. Its error is like that of serve.
 func (c *connection) open() error {
-	ctx, s, who := c.stream.Context(), c.service, c.who
-	if retry := s.Fleet.Admit(who.Agent); retry > 0 {
+	agents, id := c.service.Fleet, c.who.Agent
+	if retry := agents.Admit(id); retry > 0 {
 		return c.refuseSuspended(retry)
 	}
 	hello, err := c.awaitHello()
 	if err != nil {
 		if isRefusal(err) {
-			s.Fleet.ChargeRefused(who.Agent, brokenItems, c.frame.Size)
+			agents.ChargeRefused(id, brokenItems, c.frame.Size)
 		}
 		return err
 	}
+	return c.openSession(hello)
+}
+
+// openSession opens the session of a hello.
+func (c *connection) openSession(hello *agentstatsv1.Hello) error {
+	ctx, s, who := c.stream.Context(), c.service, c.who
 	session, err := s.Fleet.Connect(ctx, who.Agent, fleet.Hello{
 		Instance: agent.Instance(hello.GetInstanceId()),
 		Ordinal:  hello.GetSession(),
@@ -131,7 +137,7 @@ func (s *Service) recheckToken(ctx context.Context, c grpcserver.Caller) bool {
 
 // awaitHello waits for the first message.
 func (c *connection) awaitHello() (*agentstatsv1.Hello, error) {
-	within := c.service.server.Options().HelloTimeout
+	within := c.service.server.HelloTimeout()
 	timeout := time.AfterFunc(within, func() {
 		c.CloseStream(grpcserver.Invalid("hello", "want it within %v (%s)", within, grpcserver.FlagFirstMessage))
 	})

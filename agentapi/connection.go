@@ -121,10 +121,14 @@ type connection struct {
 	end        fleet.End   // how the session will end
 }
 
+// What Connect has on its stack stays there as long as the agent is connected, so it is
+// not to be inlined.
+//
+//go:noinline
 func newConnection(s *Service, stream agentStream, who grpcserver.Caller, relayed bool) *connection {
 	return &connection{
 		service: s, stream: stream, who: who, end: fleet.EndDisconnect, opts: s.opts.Load(), relayed: relayed,
-		frame: wire.NewFrame(who.Agent, s.server.Options().MaxAgentMessageBytes),
+		frame: wire.NewFrame(who.Agent, s.server.MaxAgentMessageBytes()),
 	}
 }
 
@@ -155,7 +159,7 @@ func (c *connection) startSending() {
 	c.opts, c.factor = c.service.opts.Load(), c.service.intervalFactor()
 	c.due.settings = c.firstSettingsLocked()
 	c.mu.Unlock()
-	c.sendDue()
+	c.scheduleSend() // not on this stack, which would keep its size as long as the agent is connected
 }
 
 // firstSettingsLocked returns those of a session that opens.
@@ -171,7 +175,7 @@ func (s *Service) settings(opts *Options, factor float64) *agentstatsv1.Settings
 	settings := &agentstatsv1.Settings{
 		ReportInterval: opts.lengthened(opts.ReportInterval, factor),
 		Limits: &agentstatsv1.Limits{
-			MessageBytes:           int64(s.server.Options().MaxAgentMessageBytes),
+			MessageBytes:           int64(s.server.MaxAgentMessageBytes()),
 			Series:                 int64(opts.Limits.Series),
 			MetadataKeys:           int64(s.Fleet.Options().MaxMetadataKeys),
 			MetadataKeyBytes:       int64(opts.Limits.MetadataKeyBytes),

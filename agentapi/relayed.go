@@ -79,7 +79,7 @@ func (s *relayedSession) Context() context.Context { return s.ctx }
 // enqueue queues a request, whose room is reserved. A request beyond the credit ends
 // the session.
 func (s *relayedSession) enqueue(q relayedRequest) {
-	limit := s.relay.service.server.Options().MaxAgentMessageBytes
+	limit := s.relay.service.server.MaxAgentMessageBytes()
 	s.mu.Lock()
 	excess := s.uncredited.requests == relayedCredit ||
 		q.refused == nil && s.uncredited.requests > 0 && s.uncredited.bytes+q.size > limit
@@ -226,7 +226,7 @@ func (s *relayedSession) next() (q relayedRequest, credit int, err error) {
 		s.queue = nil // an idle session retains none
 	}
 	s.taken.add(1, q.size)
-	if s.taken.requests >= relayedCredit/2 || s.taken.bytes >= s.relay.service.server.Options().MaxAgentMessageBytes/2 {
+	if s.taken.requests >= relayedCredit/2 || s.taken.bytes >= s.relay.service.server.MaxAgentMessageBytes()/2 {
 		credit = s.takeCreditLocked()
 	}
 	return q, credit, nil

@@ -39,10 +39,16 @@ func (s *Service) takeRequest(r fleet.Request, f *wire.Frame) (refused []agent.R
 	if entries, ok := f.MetadataEntries(); ok {
 		add(s.takeEntries(r, entries))
 	}
-	m := f.Request
-	if m == nil {
-		return refused
+	if f.Request != nil {
+		add(s.takeMessage(r, f))
 	}
+	return refused
+}
+
+// takeMessage does for a request that is decoded as a message.
+func (s *Service) takeMessage(r fleet.Request, f *wire.Frame) (refused []agent.Refusal) {
+	add := func(more []agent.Refusal) { refused = append(refused, more...) }
+	m := f.Request
 	if m.Lifecycle != nil {
 		add(s.takeLifecycle(r, m.GetLifecycle(), m.GetAges().GetLifecycle()))
 	}
@@ -86,9 +92,11 @@ func (s *Service) takeReport(r fleet.Request, report agent.Report, rest func() [
 	if !r.IsRelayed() {
 		since = 0
 	}
-	s.sumReport(r, report, rest, since, kind.uncounted)
+	if s.Reports.Wanted() {
+		s.sumReport(r, report, rest, since, kind.uncounted)
+	}
 	if kind.superseded || r.IsOlderReport(since) {
-		return s.Stats.AddBytes(r.Agent(), r.Epoch(), r.Now(), report.Stats())
+		return s.addBytes(r, report)
 	}
 	refused, created := s.Stats.Report(r.Agent(), r.Epoch(), r.Now(), report)
 	r.ChargeSeries(created)
@@ -99,11 +107,13 @@ func (s *Service) takeReport(r fleet.Request, report agent.Report, rest func() [
 // restBuffers are []byte, as adding a report copies its data.
 var restBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
-// sumReport adds a report to the subscriptions, if there are any.
+// addBytes takes in what adds up of a report.
+func (s *Service) addBytes(r fleet.Request, report agent.Report) []agent.Refusal {
+	return s.Stats.AddBytes(r.Agent(), r.Epoch(), r.Now(), report.Stats())
+}
+
+// sumReport adds a report to the subscriptions.
 func (s *Service) sumReport(r fleet.Request, report agent.Report, rest func() []byte, age time.Duration, uncounted bool) {
-	if !s.Reports.Wanted() {
-		return
-	}
 	sum, workspace, data := contract.SumOf(report.Stats(), r.Now().Add(-age)), r.Workspace(), restBuffers.Get().(*[]byte)
 	defer restBuffers.Put(data)
 	*data = contract.AppendIDs(append((*data)[:0], rest()...), workspace)

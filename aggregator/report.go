@@ -125,7 +125,7 @@ func (in *ingester) ingest(as *agentSeries, epoch, now int64, r agent.Report) ([
 	in.omitted, in.refusals = [omissions]int{}, nil
 	// Deferred for the case that r panics: what was stored until then counts.
 	defer in.finishReport()
-	in.ingestStats(r.Stats())
+	in.ingestStats()
 	in.dropOutdated()
 	for i := range r.Len() {
 		in.ingestSample(i)
@@ -144,7 +144,7 @@ func (in *ingester) ingestOlder(as *agentSeries, epoch, now int64, s agent.Stats
 	}
 	in.agent, in.now = as, max(now, as.reported)
 	in.omitted, in.refusals = [omissions]int{}, nil
-	in.ingestBytes(s)
+	in.ingestBytes(&s)
 	as.reported = in.now
 	as.deadline.Store(as.expiresAt(in.agg.ttl()))
 	refused := in.refusals

@@ -34,10 +34,17 @@ var statsNames = [statsGauges]string{
 
 // ingestStats ingests the scalar values of a report. A refused value counts as not
 // reported.
-func (in *ingester) ingestStats(s agent.Stats) {
-	in.ingestBytes(s)
+func (in *ingester) ingestStats() {
+	s := in.report.Stats()
+	in.ingestBytes(&s)
 	in.ingestSessions(&s.Apps)
+	in.ingestConnections(&s)
+	in.ingestSessionCounts(&s.Sessions)
+}
 
+// ingestConnections ingests their number and latency, of which the one is the other's
+// weight in groups.
+func (in *ingester) ingestConnections(s *agent.Stats) {
 	connections, ok := in.checkedField("connection_count", s.ConnectionCount, agent.MaxReportedCount)
 	in.setGauge(gaugeConnections, connections, ok)
 	latency := s.MedianLatencyMS / 1000
@@ -54,15 +61,19 @@ func (in *ingester) ingestStats(s agent.Stats) {
 	if created && in.agg.grouped {
 		in.agent.gauges[gaugeLatency].contributor.setWeight(connections)
 	}
+}
+
+// ingestSessionCounts ingests the open sessions by family of app.
+func (in *ingester) ingestSessionCounts(s *agent.Sessions) {
 	for _, c := range [...]struct {
 		gauge int
 		field string
 		count int64
 	}{
-		{gaugeVSCode, "session_count_vscode", s.Sessions.VSCode},
-		{gaugeJetBrains, "session_count_jetbrains", s.Sessions.JetBrains},
-		{gaugeReconnectingPTY, "session_count_reconnecting_pty", s.Sessions.ReconnectingPTY},
-		{gaugeSSH, "session_count_ssh", s.Sessions.SSH},
+		{gaugeVSCode, "session_count_vscode", s.VSCode},
+		{gaugeJetBrains, "session_count_jetbrains", s.JetBrains},
+		{gaugeReconnectingPTY, "session_count_reconnecting_pty", s.ReconnectingPTY},
+		{gaugeSSH, "session_count_ssh", s.SSH},
 	} {
 		v, ok := in.checkedField(c.field, c.count, agent.MaxReportedCount)
 		in.setGauge(c.gauge, v, ok)
@@ -70,7 +81,7 @@ func (in *ingester) ingestStats(s agent.Stats) {
 }
 
 // ingestBytes adds the bytes of a report to those of the trailing window.
-func (in *ingester) ingestBytes(s agent.Stats) {
+func (in *ingester) ingestBytes(s *agent.Stats) {
 	rx, _ := in.checkedField("rx_bytes", s.RxBytes, agent.MaxReportedBytes)
 	tx, _ := in.checkedField("tx_bytes", s.TxBytes, agent.MaxReportedBytes)
 	rxSum, txSum := in.agent.bytesMoved.add(in.now, in.agg.window(), int64(rx), int64(tx))

@@ -182,7 +182,7 @@ func (s *Service) GetMetadata(ctx context.Context, req *agentstatsv1.GetMetadata
 	}
 	// The values, which take at most twice as much in memory as encoded, and the
 	// response; an agent's values fit a read.
-	reserved, err := s.watchBytes.acquire(ctx, min(3*limit, len(ids)*s.opts.Load().MaxWatchBytes/2), s.server.Options().HelloTimeout/2)
+	reserved, err := s.watchBytes.acquire(ctx, min(3*limit, len(ids)*s.opts.Load().MaxWatchBytes/2), s.server.HelloTimeout()/2)
 	if err != nil {
 		return nil, err
 	}

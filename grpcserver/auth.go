@@ -79,18 +79,29 @@ type authenticator struct {
 }
 
 func (a *authenticator) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	ctx, token, err := a.admit(stream.Context(), info.FullMethod)
+	ctx, end, err := a.begin(stream.Context(), info.FullMethod)
 	if err != nil {
 		return err
 	}
-	if token != (Token{}) {
-		end, ok := a.tokens.begin(ctx, token)
-		if !ok {
-			return errTokenRemoved.Err()
-		}
-		defer end()
-	}
+	defer end()
 	return handler(srv, &streamWithContext{ServerStream: stream, ctx: ctx})
+}
+
+// begin admits a stream. It returns the context of its handler, and what is to be called at
+// its end.
+func (a *authenticator) begin(ctx context.Context, fullMethod string) (_ context.Context, end func(), _ error) {
+	ctx, token, err := a.admit(ctx, fullMethod)
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case token == (Token{}):
+		return ctx, func() {}, nil
+	}
+	end, ok := a.tokens.begin(ctx, token)
+	if !ok {
+		return nil, nil, errTokenRemoved.Err()
+	}
+	return ctx, end, nil
 }
 
 type streamWithContext struct {

@@ -62,50 +62,70 @@ const (
 func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	switch s.roleOf(info.FullMethod) {
 	case RoleAgent:
-		id := CallerFrom(stream.Context()).Agent
-		if err := s.acquireStream(id); err != nil {
-			return s.refuseCall(id, err)
-		}
-		defer s.agentStreams.release(id)
-		if !s.unread.admit(id) {
-			return s.refuseCall(id, Exhausted(s.opts.Load().HelloTimeout, fmt.Sprintf("want at most %d ended streams of an agent whose responses are not read (%s)", s.opts.Load().MaxStreamsPerAgent, flagStreamsPerAgent)))
-		}
-		return handler(srv, stream) // which bounds the time to the hello itself
+		return s.limitAgent(srv, stream, handler)
 	case RoleCoderd:
-		prompt := s.prompt(stream, s.opts.Load().HelloTimeout)
-		defer prompt.stop()
-		calls := s.coderdCalls
-		if who := CallerFrom(stream.Context()); who.IsPusher || who.IsOperator {
-			calls = s.pusherCalls
+		return s.limitCoderd(srv, stream, info, handler)
+	}
+	return s.serveOpen(srv, stream, info, handler)
+}
+
+// limitAgent does for agents. The handler bounds the time to the hello itself.
+func (s *Server) limitAgent(srv any, stream grpc.ServerStream, handler grpc.StreamHandler) error {
+	id := CallerFrom(stream.Context()).Agent
+	if err := s.acquireStream(id); err != nil {
+		return s.refuseCall(id, err)
+	}
+	defer s.agentStreams.release(id)
+	if err := s.admitUnread(id); err != nil {
+		return s.refuseCall(id, err)
+	}
+	return handler(srv, stream)
+}
+
+// limitCoderd does for coderd and the holders of other tokens.
+func (s *Server) limitCoderd(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	prompt := s.prompt(stream, s.opts.Load().HelloTimeout)
+	defer prompt.stop()
+	calls := s.coderdCalls
+	if who := CallerFrom(stream.Context()); who.IsPusher || who.IsOperator {
+		calls = s.pusherCalls
+	}
+	if info.IsServerStream {
+		if !s.unread.admitCoderd() {
+			return Exhausted(time.Second, fmt.Sprintf("want at most %d ended streams of coderd whose responses are not read (%s)", s.opts.Load().MaxUnreadOfCoderd, FlagWatches))
 		}
-		if info.IsServerStream {
-			if !s.unread.admitCoderd() {
-				return Exhausted(time.Second, fmt.Sprintf("want at most %d ended streams of coderd whose responses are not read (%s)", s.opts.Load().MaxUnreadOfCoderd, FlagWatches))
-			}
-			// Until its first message is there, nothing else bounds it.
-			if err := s.awaitCall(stream.Context(), calls); err != nil {
-				return err
-			}
-			responses, err := s.boundResponses(prompt, calls)
-			if err != nil {
-				calls.Release()
-				return err
-			}
-			defer func() {
-				responses.ReleaseSlot()
-				responses.timer.Stop()
-				s.unread.add(stream.Context(), Caller{}, &responses.box)
-			}()
-			return handler(srv, responses)
-		}
+		// Until its first message is there, nothing else bounds it.
 		if err := s.awaitCall(stream.Context(), calls); err != nil {
 			return err
 		}
-		call := &callStream{prompt, callSlot{calls: calls}}
-		defer call.ReleaseSlot()
-		return handler(srv, call)
+		responses, err := s.boundResponses(prompt, calls)
+		if err != nil {
+			calls.Release()
+			return err
+		}
+		defer func() {
+			responses.ReleaseSlot()
+			responses.timer.Stop()
+			s.unread.add(stream.Context(), Caller{}, &responses.box)
+		}()
+		return handler(srv, responses)
 	}
-	return s.serveOpen(srv, stream, info, handler)
+	if err := s.awaitCall(stream.Context(), calls); err != nil {
+		return err
+	}
+	call := &callStream{prompt, callSlot{calls: calls}}
+	defer call.ReleaseSlot()
+	return handler(srv, call)
+}
+
+// admitUnread returns the status that refuses an agent which does not read the responses of
+// its ended streams, nil: it does.
+func (s *Server) admitUnread(id agent.ID) error {
+	if s.unread.admit(id) {
+		return nil
+	}
+	opts := s.opts.Load()
+	return Exhausted(opts.HelloTimeout, fmt.Sprintf("want at most %d ended streams of an agent whose responses are not read (%s)", opts.MaxStreamsPerAgent, flagStreamsPerAgent))
 }
 
 // acquireStream counts an open stream of the agent, which agentStreams.release ends. The

@@ -140,6 +140,13 @@ func New(agents Agents, opts Options, reg prometheus.Registerer, log *slog.Logge
 // Options returns the options in force, with their defaults. The tokens are those of New.
 func (s *Server) Options() Options { return *s.opts.Load() }
 
+// HelloTimeout returns the option of that name. Options would put a copy of all on the
+// stack, where what serves a stream keeps it as long as the stream is open.
+func (s *Server) HelloTimeout() time.Duration { return s.opts.Load().HelloTimeout }
+
+// MaxAgentMessageBytes returns the option of that name, as HelloTimeout does.
+func (s *Server) MaxAgentMessageBytes() int { return s.opts.Load().MaxAgentMessageBytes }
+
 // OnRefused has f called with each agent whose call is refused before its service gets it,
 // and the status. It is called before Serve.
 func (s *Server) OnRefused(f func(id agent.ID, err error)) { s.refused = f }

@@ -52,27 +52,35 @@ type sizedStream struct {
 // sizeStream limits the messages of a call by its method. It is the outermost
 // interceptor, as it does not call the RecvMsg of those before it.
 func (s *Server) sizeStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	sized, err := s.newSizedStream(stream, info.FullMethod)
+	if err != nil {
+		return err
+	}
+	return handler(srv, sized)
+}
+
+func (s *Server) newSizedStream(stream grpc.ServerStream, fullMethod string) (*sizedStream, error) {
 	reader, ok := grpc.ServerTransportStreamFromContext(stream.Context()).(messageReader)
 	if !ok {
-		s.log.Error("the transport of gRPC does not let messages be read in parts", "method", info.FullMethod)
-		return errInternal
+		s.log.Error("the transport of gRPC does not let messages be read in parts", "method", fullMethod)
+		return nil, errInternal
 	}
 	sized := &sizedStream{ServerStream: stream, server: s, reader: reader, limit: maxOpenMessage}
-	if service := s.services[serviceOf(info.FullMethod)]; service != nil {
-		role := s.roleOf(info.FullMethod)
+	if service := s.services[serviceOf(fullMethod)]; service != nil {
+		role := s.roleOf(fullMethod)
 		sized.receiving = s.receiving[role]
-		if s.receiving[rolePusher] != nil && s.isFor(rolePusher, info.FullMethod) {
+		if s.receiving[rolePusher] != nil && s.isFor(rolePusher, fullMethod) {
 			sized.receiving = s.receiving[rolePusher]
 		}
 		sized.limit, sized.flag = s.opts.Load().MaxMessageBytes, FlagMessageBytes
 		if role == RoleAgent {
 			sized.limit, sized.flag, sized.hello = s.opts.Load().MaxAgentMessageBytes, FlagAgentMessageBytes, true
 		}
-		if limit, ok := service.MessageBytes[info.FullMethod]; ok && limit < sized.limit {
+		if limit, ok := service.MessageBytes[fullMethod]; ok && limit < sized.limit {
 			sized.limit, sized.flag = limit, ""
 		}
 	}
-	return handler(srv, sized)
+	return sized, nil
 }
 
 // RecvMsg implements grpc.ServerStream.
@@ -91,13 +99,19 @@ func (s *sizedStream) RecvMsg(m any) error {
 		}
 		return err
 	}
-	if size > largeMessage {
-		done, err := s.reserve(size, m)
-		if err != nil {
-			return err
-		}
-		defer done()
+	if size <= largeMessage {
+		return s.receive(size, m)
 	}
+	done, err := s.reserve(size, m)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return s.receive(size, m)
+}
+
+// receive reads the message behind a header, of size bytes, into m.
+func (s *sizedStream) receive(size int, m any) error {
 	data, err := s.reader.Read(size)
 	if errors.Is(err, io.EOF) && size > 0 {
 		return errCutOff
