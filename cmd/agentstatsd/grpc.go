@@ -7,6 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/coder/agentstatsd/adminapi"
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/coderdapi"
@@ -56,8 +57,16 @@ func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.M
 		Reports:    s.reports,
 		Tasks:      s.store,
 	}, forCoderd, reg, s.log.With("component", "coderdapi"))
+	if err != nil {
+		return err
+	}
 	s.Add("coderd", func(n *candidate) error { return coderds.Reconfigure(n.config.coderdServiceOptions()) },
 		func() any { return coderds.Options() })
+	s.admin, err = adminapi.New(s.api, adminapi.Components{
+		Fleet:    s.fleet,
+		Refusals: s.refusals,
+		Metrics:  s.registry,
+	}, reg, s.log.With("component", "adminapi"))
 	return err
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	buildinfo "github.com/prometheus/common/version"
 
+	"github.com/coder/agentstatsd/adminapi"
 	"github.com/coder/agentstatsd/aggregator"
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/fleet"
@@ -55,6 +56,7 @@ type service struct {
 	reports    *reports.Reports
 	intervals  *intervals.Intervals
 	api        *grpcserver.Server
+	admin      *adminapi.Service
 	registry   *metrics.Registry
 
 	grpcListener  net.Listener

@@ -1,0 +1,70 @@
+// Package adminapi answers the questions of the people who run the service. It serves
+// agentstats.v1.AdminService, from which the page, the JSON of the status API and the
+// operators' commands are made.
+package adminapi
+
+import (
+	"fmt"
+	"log/slog"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/grpcserver"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+	"github.com/coder/agentstatsd/refusals"
+)
+
+// Refusals knows who was refused what. refusals.Refusals is one.
+type Refusals interface {
+	Newest(limit int) []refusals.Last
+	Of(id agent.ID) (refusals.Last, bool)
+	Sums(by refusals.Group) (all []refusals.Sum, others int64)
+}
+
+// Components are what a Service asks; all are required.
+type Components struct {
+	Fleet    *fleet.Fleet
+	Refusals Refusals
+	// Metrics are those of the service itself, without agents' series.
+	Metrics prometheus.Gatherer
+}
+
+// Service answers operators. Its methods may be called concurrently, and by others than
+// gRPC.
+type Service struct {
+	agentstatsv1.UnimplementedAdminServiceServer
+	Components
+	log *slog.Logger
+}
+
+// New returns a Service that the server serves: it is registered with it. Its metrics are
+// registered with reg.
+func New(server *grpcserver.Server, c Components, _ prometheus.Registerer, log *slog.Logger) (*Service, error) {
+	switch {
+	case c.Fleet == nil, c.Refusals == nil, c.Metrics == nil:
+		return nil, fmt.Errorf("adminapi components: one is absent: %+v", c)
+	}
+	s := &Service{Components: c, log: log}
+	server.Register(grpcserver.Service{
+		Desc: &agentstatsv1.AdminService_ServiceDesc,
+		Impl: s,
+		Role: grpcserver.RoleCoderd,
+		ForOperators: []string{
+			agentstatsv1.AdminService_GetStatus_FullMethodName,
+			agentstatsv1.AdminService_GetConfig_FullMethodName,
+			agentstatsv1.AdminService_GetHistory_FullMethodName,
+			agentstatsv1.AdminService_SearchAgents_FullMethodName,
+			agentstatsv1.AdminService_DescribeAgent_FullMethodName,
+			agentstatsv1.AdminService_ListRefusals_FullMethodName,
+			agentstatsv1.AdminService_GetCardinality_FullMethodName,
+			agentstatsv1.AdminService_GetCost_FullMethodName,
+			agentstatsv1.AdminService_ListPushes_FullMethodName,
+			agentstatsv1.AdminService_ExplainSeries_FullMethodName,
+			agentstatsv1.AdminService_WatchAgent_FullMethodName,
+			agentstatsv1.AdminService_CollectBundle_FullMethodName,
+		},
+	})
+	return s, nil
+}
