@@ -32,7 +32,7 @@ func checkCommand() *serpent.Command {
 		Long: "It takes the options of serve, and looks at the configuration, the files, the database and the pubsub. Nothing is made, neither a file nor a table. " +
 			"With --running it asks a service what a reload would change there.\n\n" +
 			"  agentstatsd check --config /etc/agentstatsd/config.yaml --running http://127.0.0.1:2112",
-		Options: append(c.options(), running.Options("running", "",
+		Options: append(c.options(), running.Options("",
 			"The URL of a running service's HTTP listener: print what a reload would change there. It needs --web-enable-lifecycle.")...),
 		Middleware: serpent.Chain(optiontable.NoArguments, configured(&c, c.validate, freshService)),
 		Handler: func(inv *serpent.Invocation) error {
@@ -145,14 +145,14 @@ func dryRun(ctx context.Context, running *admin.Client) (string, error) {
 }
 
 func logLevelCommand() *serpent.Command {
-	var service admin.Client
+	var running admin.Client
 	var within time.Duration
 	return &serpent.Command{
 		Use:   "log-level <level>",
 		Short: "Change the least level that a running service logs, for a while.",
 		Long: "The levels are debug, info, warn and error. After --for it is the configured one again. The service needs --web-enable-lifecycle.\n\n" +
 			"  agentstatsd log-level debug --for 10m",
-		Options: append(service.Options("url", "http://127.0.0.1:2112", "The URL of the service's HTTP listener."), serpent.Option{
+		Options: append(running.Options("http://127.0.0.1:2112", "The URL of the running service's HTTP listener."), serpent.Option{
 			Flag: "for", Default: "10m", Description: "Time after which the level is the configured one again.",
 			Value: durationWithin(&within, time.Second, reload.MaxLogLevelTime),
 		}),
@@ -160,7 +160,7 @@ func logLevelCommand() *serpent.Command {
 		Handler: func(inv *serpent.Invocation) error {
 			var change reload.LevelChange
 			query := url.Values{"level": {inv.Args[0]}, "for": {within.String()}}
-			if err := service.Post(inv.Context(), "/-/log-level", query, &change); err != nil {
+			if err := running.Post(inv.Context(), "/-/log-level", query, &change); err != nil {
 				return err
 			}
 			_, err := fmt.Fprintf(inv.Stdout, "the level is %s until %s, then %s again\n", change.Level, change.Until.Format(time.RFC3339), change.Configured)

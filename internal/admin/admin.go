@@ -28,14 +28,15 @@ const maxAnswer = 1 << 20
 // Client reaches the HTTP listener of a service. Its fields are set by its Options.
 type Client struct {
 	// URL of the listener; empty: there is none.
-	URL                                 string
-	urlFlag, caFile, user, passwordFile string
+	URL                        string
+	caFile, user, passwordFile string
 }
 
-// Options are the flags of a client. urlFlag is that of its URL, with a default and a
-// description.
-func (c *Client) Options(urlFlag, urlDefault, description string) serpent.OptionSet {
-	c.urlFlag = urlFlag
+// urlFlag names the service that runs, in each command that asks one.
+const urlFlag = "running"
+
+// Options are the flags of a client, with the default and the description of its URL.
+func (c *Client) Options(urlDefault, description string) serpent.OptionSet {
 	return serpent.OptionSet{
 		{Flag: urlFlag, Default: urlDefault, Description: description, Value: serpent.StringOf(&c.URL)},
 		{Flag: "ca-file", Description: "Certificates that the one of https is verified against, PEM. Empty: the system's.", Value: serpent.StringOf(&c.caFile)},
@@ -56,7 +57,7 @@ func (c *Client) Post(ctx context.Context, path string, query url.Values, answer
 		if op := new(net.OpError); errors.As(err, &op) {
 			err = op // without the URL, which may have a password
 		}
-		return fmt.Errorf("ask the service, which --%s names: %w", c.urlFlag, err)
+		return fmt.Errorf("ask the service, which --%s names: %w", urlFlag, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
