@@ -87,17 +87,24 @@ func (s *service) buildHTTP(reg prometheus.Registerer, scrape http.Handler, read
 		return err
 	}
 	s.Add("http", func(n *candidate) error { return s.http.Reconfigure(n.config.httpOptions()) }, func() any { return s.http.Options() })
-	if s.pprof, err = web.NewServer(pprofMux(), c.pprofOptions(), reg, s.log.With("component", "pprof")); err != nil {
-		return err
+	if c.pprofAddress != "" {
+		if s.pprof, err = web.NewServer(pprofMux(), c.pprofOptions(), reg, s.log.With("component", "pprof")); err != nil {
+			return err
+		}
+		s.Add("pprof", func(n *candidate) error { return s.pprof.Reconfigure(n.config.pprofOptions()) }, func() any { return s.pprof.Options() })
 	}
-	s.Add("pprof", func(n *candidate) error { return s.pprof.Reconfigure(n.config.pprofOptions()) }, func() any { return s.pprof.Options() })
+	if c.probeAddress == "" {
+		return nil
+	}
 	probes := http.NewServeMux()
 	addProbes(probes, func() readiness { // nobody is asked for a password there
 		r := ready()
 		r.Warnings = nil
 		return r
 	})
-	s.probes, err = web.NewServer(probes, c.probeOptions(), reg, s.log.With("component", "probes"))
+	if s.probes, err = web.NewServer(probes, c.probeOptions(), reg, s.log.With("component", "probes")); err != nil {
+		return err
+	}
 	s.Add("probes", func(n *candidate) error { return s.probes.Reconfigure(n.config.probeOptions()) }, func() any { return s.probes.Options() })
-	return err
+	return nil
 }

@@ -111,7 +111,7 @@ const (
 	targetsKnown = "agentstatsd_bridge_scrape_samples{"
 )
 
-// certificate sets the files of one, and profiles.
+// certificate sets the files of one, profiles and probes.
 func (c *config) certificate(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()
@@ -119,7 +119,7 @@ func (c *config) certificate(t *testing.T) {
 	c.tlsCertFile, c.tlsKeyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
 	require.NoError(t, os.WriteFile(c.tlsCertFile, cert, 0o600))
 	require.NoError(t, os.WriteFile(c.tlsKeyFile, key, 0o600))
-	c.dataDir, c.prometheusAddress, c.pprofAddress = filepath.Join(dir, "data"), freeport.Addr(), "127.0.0.1:0"
+	c.dataDir, c.prometheusAddress, c.pprofAddress, c.probeAddress = filepath.Join(dir, "data"), freeport.Addr(), "127.0.0.1:0", "127.0.0.1:0"
 }
 
 // wholeBridge sets all that a bridge can do. Nobody answers it.

@@ -55,6 +55,7 @@ func newReloaded(t *testing.T, text string, flags ...string) *reloadedService {
 	}).Invoke(append([]string{
 		"--config", r.file, "--data-dir", filepath.Join(dir, "data"), "--grpc-address", "127.0.0.1:0", "--prometheus-address", "127.0.0.1:0",
 		"--tls-cert-file", certFile, "--tls-key-file", keyFile, "--web-enable-lifecycle",
+		"--pprof-address", "127.0.0.1:0", "--probe-address", "127.0.0.1:0",
 	}, flags...)...)
 	require.NoError(t, inv.Run())
 	t.Cleanup(r.close)

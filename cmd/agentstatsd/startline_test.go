@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -21,6 +22,33 @@ func TestServerOf(t *testing.T) {
 		got := serverOf(url)
 		require.NotContains(t, got, "s3cret", url)
 		require.Equal(t, want, got)
+	}
+}
+
+// Profiles and probes have no limits where nobody listens for them.
+func TestLimitsAreOfListenersThatAreOn(t *testing.T) {
+	for flag, name := range map[string]string{"pprof-address": "pprof", "probe-address": "probes"} {
+		c := configWith(t, map[string]string{flag: "127.0.0.1:0"})
+		c.dataDir = t.TempDir()
+		s, err := newService(t.Context(), c, slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		t.Cleanup(s.close)
+		families, err := s.registry.Gather()
+		require.NoError(t, err)
+		seen := make(map[string]bool)
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				for _, label := range m.GetLabel() {
+					if _, listener, ok := strings.Cut(label.GetValue(), "http_connections/"); ok && f.GetName() == "agentstatsd_limit" {
+						seen[listener] = true
+					}
+					if label.GetName() == "listener" && f.GetName() == "agentstatsd_http_connections" {
+						require.Contains(t, []string{"prometheus", name}, label.GetValue())
+					}
+				}
+			}
+		}
+		require.Equal(t, map[string]bool{"prometheus": true, name: true}, seen)
 	}
 }
 
