@@ -62,8 +62,8 @@ func (b *bridgeConfig) validate() error {
 	if (b.tlsCertFile == "") != (b.tlsKeyFile == "") {
 		errs = append(errs, errors.New("--tls-cert-file and --tls-key-file need each other"))
 	}
-	for _, l := range []struct{ flag, address string }{{"prometheus-address", b.prometheusAddress}, {"pprof-address", b.pprofAddress}} {
-		if err := addresses.Check(l.address); err != nil && (l.address != "" || l.flag != "pprof-address") {
+	for _, l := range []struct{ flag, address string }{{"prometheus-address", b.prometheusAddress}, {"pprof-address", b.pprofAddress}, {"probe-address", b.probeAddress}} {
+		if err := addresses.Check(l.address); err != nil && (l.address != "" || l.flag == "prometheus-address") {
 			errs = append(errs, fmt.Errorf("--%s %q: want host:port, such as 127.0.0.1:2115: %w", l.flag, l.address, err))
 		}
 	}

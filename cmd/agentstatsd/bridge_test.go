@@ -131,6 +131,14 @@ func TestBridgeOptionsReachTheBridge(t *testing.T) {
 	}
 }
 
+// Each address of a bridge is looked at before it starts.
+func TestBridgeChecksAddresses(t *testing.T) {
+	for _, flag := range []string{"listen", "prometheus-address", "pprof-address", "probe-address"} {
+		b := bridgeWith(t, map[string]string{flag: "127.0.0.1"})
+		require.ErrorContains(t, b.validate(), "--"+flag+` "127.0.0.1": want host:port, such as 127.0.0.1:`)
+	}
+}
+
 // The listener for agents speaks TLS, if it has a certificate, and HTTP/1.1.
 func TestBridgeSpeaksTLS(t *testing.T) {
 	dir := t.TempDir()
