@@ -3,6 +3,7 @@ package reload
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 
 	"github.com/coder/serpent"
@@ -35,7 +36,7 @@ type part[C any] struct {
 
 type files[C any] struct {
 	name    string
-	prepare func(C) (use func() (changed bool), err error)
+	prepare func(C, *slog.Logger) (use func() (changed bool), err error)
 }
 
 // Add adds a component. reconfigure changes nothing if it returns an error. options returns
@@ -45,7 +46,7 @@ func (p *Parts[C]) Add(name string, reconfigure func(C) error, options func() an
 }
 
 // AddFiles adds files that prepare reads, for a configuration: see secrets.Watched.Prepare.
-func (p *Parts[C]) AddFiles(name string, prepare func(C) (use func() (changed bool), err error)) {
+func (p *Parts[C]) AddFiles(name string, prepare func(C, *slog.Logger) (use func() (changed bool), err error)) {
 	p.files = append(p.files, files[C]{name, prepare})
 }
 
@@ -58,8 +59,8 @@ func (p *Parts[C]) Each(f func(name string, options any)) {
 
 // Prepare returns the change from the configuration in force to next, as it was read now.
 // It reads the files, and changes nothing but next: of what needs a restart that gets the
-// values in force.
-func (p *Parts[C]) Prepare(next C) (*Change, error) {
+// values in force. What is to be known of the files goes to log.
+func (p *Parts[C]) Prepare(next C, log *slog.Logger) (*Change, error) {
 	changed, needRestart, err := optiontable.Settle(p.InForce.Options(), next.Options())
 	if err != nil {
 		return nil, err
@@ -71,7 +72,7 @@ func (p *Parts[C]) Prepare(next C) (*Change, error) {
 	}
 	uses := make([]func() bool, len(p.files))
 	for i, f := range p.files {
-		if uses[i], err = f.prepare(next); err != nil {
+		if uses[i], err = f.prepare(next, log); err != nil {
 			return nil, err
 		}
 	}

@@ -64,7 +64,7 @@ func (o Outcome) String() string {
 
 // Reloader reloads. Its methods are safe for concurrent use.
 type Reloader struct {
-	prepare func() (*Change, error)
+	prepare func(log *slog.Logger) (*Change, error)
 	// redact takes out of an error what is not for everybody.
 	redact  func(error) string
 	log     *slog.Logger
@@ -79,9 +79,10 @@ type Reloader struct {
 }
 
 // New returns a Reloader. prepare reads and checks the configuration, and changes nothing.
+// It logs what is to be known of what it read, which of a dry run nobody reads.
 // hash is that of the configuration in force, which was read just now. The metrics are
 // registered with reg.
-func New(prepare func() (*Change, error), hash uint64, redact func(error) string, reg prometheus.Registerer, log *slog.Logger) (*Reloader, error) {
+func New(prepare func(log *slog.Logger) (*Change, error), hash uint64, redact func(error) string, reg prometheus.Registerer, log *slog.Logger) (*Reloader, error) {
 	m, err := newMetrics(reg)
 	if err != nil {
 		return nil, fmt.Errorf("reload: %w", err)
@@ -112,7 +113,11 @@ func (r *Reloader) reload(dry bool) Outcome {
 	r.reloading.Lock()
 	defer r.reloading.Unlock()
 	o := Outcome{DryRun: dry, Files: []string{}}
-	change, err := r.prepare()
+	log := r.log
+	if dry {
+		log = slog.New(slog.DiscardHandler)
+	}
+	change, err := r.prepare(log)
 	if err == nil && !dry {
 		o.Files, err = change.Apply()
 	}

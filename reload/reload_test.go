@@ -51,10 +51,10 @@ func TestReloadIsAllOrNothing(t *testing.T) {
 		has[1] = o.number
 		return nil
 	}, func() any { return has[1] })
-	p.AddFiles("files", func(*one) (func() bool, error) { return func() bool { used++; return true }, nil })
+	p.AddFiles("files", func(*one, *slog.Logger) (func() bool, error) { return func() bool { used++; return true }, nil })
 	number := "2"
 	var logged bytes.Buffer
-	r, err := New(func() (*Change, error) { return p.Prepare(configuration(t, number)) }, 5, error.Error,
+	r, err := New(func(*slog.Logger) (*Change, error) { return p.Prepare(configuration(t, number), slog.Default()) }, 5, error.Error,
 		prometheus.NewPedanticRegistry(), slog.New(slog.NewTextHandler(&logged, nil)))
 	require.NoError(t, err)
 	require.Empty(t, r.Warnings())

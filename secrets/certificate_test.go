@@ -207,7 +207,9 @@ func TestPrepare(t *testing.T) {
 	w.write(t, cert2, key1)
 	_, err = w.Prepare()
 	require.ErrorContains(t, err, "a pair: the private key in")
-	require.EqualValues(t, 1, w.Refused())
+	require.Zero(t, w.Refused(), "nobody wanted to use it")
+	require.Empty(t, w.logged.String())
+	require.Empty(t, w.Warnings(time.Now()))
 
 	w.write(t, cert2, key2)
 	use, err = w.Prepare()

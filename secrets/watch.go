@@ -111,12 +111,12 @@ func (w *Watched[T]) Warnings(now time.Time) []string {
 
 // Prepare reads the files now. use makes them the current ones and reports whether they
 // differ from those before. Until then nothing changes. The error is what is wrong with
-// them.
+// them: it is neither counted nor logged here, as nobody may have meant to use them.
 func (w *Watched[T]) Prepare() (use func() (changed bool), err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := time.Now()
-	next, err := w.readLocked(now)
+	next, _, err := w.read(now)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", w.source.Name, err)
 	}
@@ -124,6 +124,7 @@ func (w *Watched[T]) Prepare() (use func() (changed bool), err error) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if next.files.Equal(w.current.Load().files) {
+			w.forgetLocked()
 			return false
 		}
 		w.use(next, now)
@@ -139,15 +140,13 @@ func (w *Watched[T]) parse(files Files) (*version[T], error) {
 	return &version[T]{value: value, certs: certs, files: files}, nil
 }
 
-// readLocked returns the value of the files, which is the current one if they have not
-// changed. The error, why they cannot be used, is counted and logged once.
-func (w *Watched[T]) readLocked(now time.Time) (*version[T], error) {
+// read returns the value of the files, which is the current one if they have not changed,
+// or why they cannot be used. It changes nothing.
+func (w *Watched[T]) read(now time.Time) (*version[T], Files, error) {
 	current := w.current.Load()
 	files, err := w.source.Read()
 	if err == nil && files.Equal(current.files) {
-		w.problem.Store(nil)
-		w.refused = nil
-		return current, nil
+		return current, files, nil
 	}
 	var next *version[T]
 	if err == nil {
@@ -156,20 +155,18 @@ func (w *Watched[T]) readLocked(now time.Time) (*version[T], error) {
 	if err == nil && CheckTime(current.certs.Leaf, now) == nil {
 		err = CheckTime(next.certs.Leaf, now)
 	}
-	if err != nil {
-		w.refuse(files, err)
-		return nil, err
-	}
-	return next, nil
+	return next, files, err
 }
 
 // look makes the value anew if the files have changed. mu is held.
 func (w *Watched[T]) look(now time.Time) {
 	w.looked.Store(now.UnixNano())
-	next, err := w.readLocked(now)
+	next, files, err := w.read(now)
 	switch {
 	case err != nil:
+		w.refuse(files, err)
 	case next == w.current.Load():
+		w.forgetLocked()
 		w.warnOfTime(next, now)
 	default:
 		w.use(next, now)
@@ -184,9 +181,15 @@ func (w *Watched[T]) use(v *version[T], now time.Time) {
 	}
 	w.current.Store(v)
 	w.looked.Store(now.UnixNano())
-	w.problem.Store(nil)
-	w.refused, w.warned = nil, nil
+	w.forgetLocked()
+	w.warned = nil
 	w.warnOfTime(v, now)
+}
+
+// forgetLocked forgets files that could not be used: those there are now can be.
+func (w *Watched[T]) forgetLocked() {
+	w.problem.Store(nil)
+	w.refused = nil
 }
 
 // refuse counts and logs what is wrong with the files, once.

@@ -144,7 +144,7 @@ func (s *service) dial() (*grpc.ClientConn, error) {
 		return nil, err
 	}
 	// After the service takes the new ones.
-	s.AddFiles("the bridge's token", func(n *candidate) (func() bool, error) { return token.prepare(n.config, s.log) })
+	s.AddFiles("the bridge's token", func(n *candidate, log *slog.Logger) (func() bool, error) { return token.prepare(n.config, log) })
 	opts := client.DialOptions{Plaintext: s.tls == nil}
 	if s.tls != nil {
 		opts.TLS = &tls.Config{

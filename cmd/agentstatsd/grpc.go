@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"reflect"
 	"time"
 
@@ -79,8 +80,8 @@ func (s *service) noteExpired(id agent.ID, series int) {
 }
 
 // prepareTokens reads the files of tokens. None is made.
-func (s *service) prepareTokens(n *candidate) (use func() (changed bool), err error) {
-	next, err := n.config.readTokens(false, s.log)
+func (s *service) prepareTokens(n *candidate, log *slog.Logger) (use func() (changed bool), err error) {
+	next, err := n.config.readTokens(false, log)
 	if err != nil {
 		return nil, err
 	}

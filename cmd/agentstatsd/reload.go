@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -25,7 +26,7 @@ type reloading struct {
 
 // addFiles has a reload read files, whose names do not change.
 func (r *reloading) addFiles(name string, prepare func() (use func() (changed bool), err error)) {
-	r.AddFiles(name, func(*candidate) (func() bool, error) { return prepare() })
+	r.AddFiles(name, func(*candidate, *slog.Logger) (func() bool, error) { return prepare() })
 }
 
 // addGate has a reload reconfigure the limits of TLS handshakes.
@@ -34,12 +35,12 @@ func (r *reloading) addGate(name string, gate *handshake.Gate) {
 }
 
 // prepareReload reads the configuration and the files, and changes nothing.
-func (r *reloading) prepareReload() (*reload.Change, error) {
+func (r *reloading) prepareReload(log *slog.Logger) (*reload.Change, error) {
 	next, err := r.InForce.config.sources.reread()
 	if err != nil {
 		return nil, err
 	}
-	return r.Prepare(next)
+	return r.Prepare(next, log)
 }
 
 // oneLine returns an error's text without what is secret in it.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -27,8 +28,9 @@ import (
 // reloadedService is a service with a configuration file. It does not run.
 type reloadedService struct {
 	*service
-	t    *testing.T
-	file string
+	t      *testing.T
+	file   string
+	logged bytes.Buffer
 }
 
 // newReloaded makes a service whose configuration file has the text, with TLS.
@@ -45,7 +47,7 @@ func newReloaded(t *testing.T, text string, flags ...string) *reloadedService {
 	inv := (&serpent.Command{
 		Use: "serve", Options: c.options(), Middleware: configured(c, c.validate, freshService),
 		Handler: func(inv *serpent.Invocation) (err error) {
-			log, err := newLogger(io.Discard, c)
+			log, err := newLogger(&r.logged, c)
 			if err != nil {
 				return err
 			}
@@ -238,6 +240,26 @@ func TestReloadOfWrongFiles(t *testing.T) {
 	require.Empty(t, r.fileWarnings())
 	require.Equal(t, 1.0, gauge(t, r.service, "agentstatsd_config_last_reload_successful"))
 	require.NotEqual(t, hash, gauge(t, r.service, "agentstatsd_config_hash"))
+}
+
+// A dry run says what is wrong with files that nobody has asked to use, and logs and counts
+// nothing.
+func TestDryRunOfFiles(t *testing.T) {
+	r := newReloaded(t, "")
+	r.logged.Reset()
+	require.NoError(t, os.Chmod(r.config.tokenFile(), 0o644))
+	require.Empty(t, r.reloader.DryRun().Error)
+	require.Empty(t, r.logged.String())
+	require.Empty(t, r.reloader.Reload().Error)
+	require.Contains(t, r.logged.String(), "others can read coderd's token")
+	r.logged.Reset()
+	require.NoError(t, os.WriteFile(r.config.tlsKeyFile, []byte("garbage"), 0o600))
+	require.Contains(t, r.reloader.DryRun().Error, "holds no private key")
+	require.Empty(t, r.logged.String())
+	require.Zero(t, r.tls.Refused())
+	require.Empty(t, r.fileWarnings())
+	require.Contains(t, r.reloader.Reload().Error, "holds no private key")
+	require.Contains(t, r.logged.String(), "the configuration was not reloaded")
 }
 
 // Flags and environment do not change, and win over the file.
