@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log"
 	"log/slog"
 	"net"
@@ -110,6 +109,17 @@ func (b *Bridge) Reconfigure(opts Options) error {
 	return nil
 }
 
+// httpErrors gets net/http's error log. What strangers send is no error of ours.
+type httpErrors func(line string)
+
+// Write implements io.Writer for log.Logger: one call for each line.
+func (f httpErrors) Write(line []byte) (int, error) {
+	if f != nil {
+		f(string(line))
+	}
+	return len(line), nil
+}
+
 // Serve serves agents on lis until ctx ends. Then it refuses new connections, closes the open
 // ones one after another, and delivers what was said; each wait is bounded. It returns an
 // error if it cannot serve, or cannot deliver all.
@@ -117,7 +127,7 @@ func (b *Bridge) Serve(ctx context.Context, lis net.Listener) error {
 	server := &http.Server{
 		Handler: b.proxy, ReadHeaderTimeout: headerTimeout, MaxHeaderBytes: maxHeaderBytes, IdleTimeout: idleTimeout,
 		ConnState: b.proxy.ConnState, ConnContext: b.proxy.ConnContext,
-		ErrorLog: log.New(io.Discard, "", 0), // what strangers send is no error of ours
+		ErrorLog: log.New(httpErrors(b.opts.HTTPError), "", 0),
 	}
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()

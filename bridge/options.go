@@ -38,6 +38,8 @@ type Options struct {
 	MaxAgents int
 	// Backoff bounds the waits between two sessions of an agent with the service.
 	Backoff client.Backoff
+	// HTTPError is called with each line of net/http's error log; nil: nobody is told.
+	HTTPError func(line string)
 	// Connected is called with each agent that connects. It must not block. nil: nobody is
 	// told.
 	Connected func(agentID, workspaceID uuid.UUID)

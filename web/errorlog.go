@@ -5,20 +5,28 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+
+	"github.com/coder/agentstatsd/internal/handshake"
 )
 
 // errorLog logs net/http's messages with the peer as an attribute, so that lines
-// about one peer can be limited.
-type errorLog struct{ log *slog.Logger }
+// about one peer can be limited. TLS handshakes that failed are the gate's to log.
+type errorLog struct {
+	log  *slog.Logger
+	gate *handshake.Gate // nil: plaintext
+}
 
-func newErrorLog(l *slog.Logger) *log.Logger { return log.New(errorLog{l}, "", 0) }
+func newErrorLog(l *slog.Logger, gate *handshake.Gate) *log.Logger {
+	return log.New(errorLog{l, gate}, "", 0)
+}
 
 // Write implements io.Writer for log.Logger: one call for each line.
 func (e errorLog) Write(line []byte) (int, error) {
 	text := strings.TrimSpace(string(line))
-	if peer, why, ok := cutPeer(text, "http: TLS handshake error from "); ok {
-		e.log.Warn("a TLS handshake failed", "peer", peer, "error", why)
-	} else if peer, why, ok := cutPeer(text, "http: panic serving "); ok {
+	if e.gate.FailedHTTP(text) {
+		return len(line), nil
+	}
+	if peer, why, ok := cutPeer(text, "http: panic serving "); ok {
 		e.log.Error("an HTTP handler panicked", "peer", peer, "panic", why)
 	} else {
 		e.log.Warn("HTTP server", "error", text)

@@ -60,7 +60,7 @@ func NewServer(next http.Handler, opts Options, reg prometheus.Registerer, log *
 	if opts.Config != nil {
 		s.settings = opts.Config.settings
 		var err error
-		if s.handshake, err = handshake.New(opts.Handshakes, opts.Name, reg); err != nil {
+		if s.handshake, err = handshake.New(opts.Handshakes, opts.Name, reg, log); err != nil {
 			return nil, err
 		}
 	}
@@ -92,7 +92,7 @@ func NewServer(next http.Handler, opts Options, reg prometheus.Registerer, log *
 		// connection.
 		IdleTimeout:    2 * time.Minute,
 		MaxHeaderBytes: 16 << 10,
-		ErrorLog:       newErrorLog(log),
+		ErrorLog:       newErrorLog(log, s.handshake),
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: maxStreams,
 			// No request has a body.

@@ -23,10 +23,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/bcrypt"
 
 	"github.com/coder/agentstatsd/internal/bubble"
+	"github.com/coder/agentstatsd/internal/handshake"
 )
 
 // hello is a handler of small responses.
@@ -447,19 +449,21 @@ func TestConfigErrors(t *testing.T) {
 
 func TestErrorLog(t *testing.T) {
 	var out bytes.Buffer
-	l := newErrorLog(slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+	logged := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.TimeKey {
 			return slog.Attr{}
 		}
 		return a
-	}})))
+	}}))
+	gate, err := handshake.New(handshake.Options{}, "prometheus", prometheus.NewRegistry(), logged)
+	require.NoError(t, err)
+	l := newErrorLog(logged, gate)
 	l.Printf("http: TLS handshake error from %s: %v", "10.0.0.1:99", "tls: no")
 	l.Printf("http: TLS handshake error from %s: %v", "[::1]:99", "tls: no: more")
 	l.Printf("http: panic serving 10.0.0.1:99: a bug\nstack")
 	l.Printf("http: Accept error: too many open files; retrying in 5ms")
 	require.Equal(t, strings.Join([]string{
-		`level=WARN msg="a TLS handshake failed" peer=10.0.0.1 error="tls: no"`,
-		`level=WARN msg="a TLS handshake failed" peer=::1 error="tls: no: more"`,
+		`level=WARN msg="TLS handshakes failed" listener=prometheus reason=other handshakes=1 peer=10.0.0.1 error="tls: no"`,
 		`level=ERROR msg="an HTTP handler panicked" peer=10.0.0.1 panic="a bug\nstack"`,
 		`level=WARN msg="HTTP server" error="http: Accept error: too many open files; retrying in 5ms"`,
 	}, "\n")+"\n", out.String())

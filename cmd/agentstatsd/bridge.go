@@ -248,13 +248,12 @@ func (b *bridgeConfig) listenForAgents(ctx context.Context, s *service, conf *se
 	if err != nil || conf == nil {
 		return agents, err
 	}
-	gate, err := handshake.New(b.handshakes(), "agents", s.registry)
-	if err != nil {
+	if s.agentsGate, err = handshake.New(b.handshakes(), "agents", s.registry, s.log.With("component", "bridge")); err != nil {
 		return nil, err
 	}
-	s.addGate("agents handshakes", gate)
+	s.addGate("agents handshakes", s.agentsGate)
 	if conf != s.tls { // beside a service
 		s.addFiles("certificates of the listener for agents", conf.Prepare)
 	}
-	return tls.NewListener(agents, &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: gate.Config(conf.Get)}), nil
+	return tls.NewListener(agents, &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: s.agentsGate.Config(conf.Get)}), nil
 }

@@ -92,6 +92,7 @@ func (b *bridgeConfig) buildParts(conn *grpc.ClientConn, s *service) (p *bridgeP
 		}
 	}
 	if b.upstream != "" {
+		opts.HTTPError = func(line string) { s.agentsGate.FailedHTTP(line) }
 		if p.agents, err = bridge.New(conn, opts, s.registry, s.log.With("component", "bridge")); err != nil {
 			return nil, err
 		}

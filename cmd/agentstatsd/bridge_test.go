@@ -90,7 +90,7 @@ func bridgeFields(b *bridgeConfig) map[string]any {
 
 // Each option of a bridge changes what the bridge gets, or how it starts.
 func TestBridgeOptionsReachTheBridge(t *testing.T) {
-	seen := map[string]bool{"bridge.Backoff.Min": true, "bridge.Backoff.Max": true, "bridge.Connected": true, "bridge.Unknown": true, "bridge.UpstreamTLS": true, "registrations.TLS": true}
+	seen := map[string]bool{"bridge.Backoff.Min": true, "bridge.Backoff.Max": true, "bridge.Connected": true, "bridge.Unknown": true, "bridge.HTTPError": true, "bridge.UpstreamTLS": true, "registrations.TLS": true}
 	for _, o := range new(bridgeConfig).options() {
 		w, own := bridgeWirings[o.Flag]
 		if !own {
@@ -171,6 +171,9 @@ func TestBridgeSpeaksTLS(t *testing.T) {
 	metrics, err := get("http://" + b.prometheusAddress + "/metrics")
 	require.NoError(t, err)
 	require.Contains(t, metrics, `agentstatsd_tls_certificate_expiry_timestamp_seconds{certificate="server",listener="agents"}`)
+	_, err = get("http://" + b.listen + "/")
+	require.NoError(t, err)
+	awaitText(t, "http://"+b.prometheusAddress+"/metrics", `agentstatsd_tls_handshakes_failed_total{listener="agents",reason="not_tls"} 1`)
 	cancel()
 	require.NoError(t, <-ended)
 }

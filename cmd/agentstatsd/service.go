@@ -18,6 +18,7 @@ import (
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/internal/handshake"
 	"github.com/coder/agentstatsd/internal/listening"
 	"github.com/coder/agentstatsd/internal/ownmetrics"
 	"github.com/coder/agentstatsd/internal/preflight"
@@ -43,6 +44,7 @@ type service struct {
 	reloading
 
 	tls        *serverTLS        // nil: gRPC in plaintext
+	agentsGate *handshake.Gate   // of a bridge's listener for agents; nil: in plaintext
 	webConfig  *web.Config       // nil: HTTP in plaintext, without a password
 	tokens     grpcserver.Tokens // of the start
 	store      *store.Store

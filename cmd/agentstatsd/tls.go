@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/handshake"
 	"github.com/coder/agentstatsd/secrets"
 )
@@ -72,12 +73,13 @@ func (s *service) grpcCredentials(reg prometheus.Registerer) (credentials.Transp
 	if s.tls == nil {
 		return nil, nil
 	}
-	gate, err := handshake.New(s.config.handshakes(), "grpc", reg)
+	gate, err := handshake.New(s.config.handshakes(), "grpc", reg, s.log.With("component", "grpcserver"))
 	if err != nil {
 		return nil, err
 	}
 	s.addGate("grpc handshakes", gate)
-	return credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: gate.Config(s.tls.Get)}), nil
+	conf := &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: gate.Config(s.tls.Get)}
+	return grpcserver.ObservedCredentials(credentials.NewTLS(conf), gate.Failed), nil
 }
 
 // certificateName returns a name that the first certificate in the file is for;

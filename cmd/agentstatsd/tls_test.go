@@ -82,7 +82,7 @@ func TestCertificateIsReloaded(t *testing.T) {
 		write(ca.issue(t, 10, "agentstatsd.test"))
 		watched, err := watchServerTLS(c, slog.New(slog.DiscardHandler))
 		require.NoError(t, err)
-		service := &service{config: c, tls: watched}
+		service := &service{config: c, tls: watched, log: slog.New(slog.DiscardHandler)}
 		creds, err := service.grpcCredentials(prometheus.NewRegistry())
 		require.NoError(t, err)
 		// dial returns both ends of a new connection.
@@ -178,7 +178,7 @@ func TestStalledHandshakeGivesWay(t *testing.T) {
 		watched, err := watchServerTLS(c, slog.New(slog.DiscardHandler))
 		require.NoError(t, err)
 		reg := prometheus.NewRegistry()
-		creds, err := (&service{config: c, tls: watched}).grpcCredentials(reg)
+		creds, err := (&service{config: c, tls: watched, log: slog.New(slog.DiscardHandler)}).grpcCredentials(reg)
 		require.NoError(t, err)
 		clientConfig := &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}
 		serve := func() (client net.Conn, ended chan error) {

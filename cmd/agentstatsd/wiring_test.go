@@ -471,7 +471,7 @@ func build(c *config) error {
 	if _, err := replica.New(nil, nil, c.replicaOptions(), reg, log); err != nil {
 		return err
 	}
-	if _, err := handshake.New(c.handshakes(), "grpc", reg); err != nil {
+	if _, err := handshake.New(c.handshakes(), "grpc", reg, log); err != nil {
 		return err
 	}
 	if _, err := c.newScrapes(http.NotFoundHandler(), reg); err != nil {

@@ -1,5 +1,5 @@
 // Package handshake bounds the TLS handshakes of a listener: their number at once, of
-// all and of each address, and the time of each.
+// all and of each address, and the time of each. It counts and logs those that fail.
 package handshake
 
 import (
@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -14,6 +15,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/internal/recurring"
 )
 
 const (
@@ -33,7 +36,10 @@ var errNoRoom = errors.New("too many handshakes")
 //	                    |          |
 //	                    +-> wait   +-> timeout, evicted: the connection is closed
 type Gate struct {
-	metrics *metrics
+	listener string
+	metrics  *metrics
+	log      *slog.Logger
+	failures map[string]*recurring.Events // by reason
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -56,7 +62,7 @@ type entry struct {
 }
 
 // New returns a gate of the listener of that name, whose metrics are registered.
-func New(opts Options, listener string, reg prometheus.Registerer) (*Gate, error) {
+func New(opts Options, listener string, reg prometheus.Registerer, log *slog.Logger) (*Gate, error) {
 	opts = opts.withDefaults()
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("handshake options: %w", err)
@@ -66,7 +72,10 @@ func New(opts Options, listener string, reg prometheus.Registerer) (*Gate, error
 	if err != nil {
 		return nil, fmt.Errorf("handshake: %w", err)
 	}
-	g := &Gate{opts: opts, metrics: m, addresses: make(map[netip.Prefix]int)}
+	g := &Gate{
+		listener: listener, metrics: m, log: log, failures: newFailures(),
+		opts: opts, addresses: make(map[netip.Prefix]int),
+	}
 	if err := g.registerGauges(labelled); err != nil {
 		return nil, fmt.Errorf("handshake: %w", err)
 	}

@@ -2,6 +2,7 @@ package handshake
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"testing"
 	"testing/synctest"
@@ -45,7 +46,7 @@ func begin(g *Gate, address string) (done context.CancelFunc, entered <-chan err
 }
 
 func newGate(t *testing.T, opts Options) *Gate {
-	g, err := New(opts, "test", prometheus.NewPedanticRegistry())
+	g, err := New(opts, "test", prometheus.NewPedanticRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	return g
 }

@@ -14,7 +14,7 @@ const (
 )
 
 type metrics struct {
-	refused *prometheus.CounterVec
+	refused, failed *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -22,8 +22,13 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		refused: ownmetrics.CounterVec("agentstatsd_tls_handshakes_refused_total",
 			"TLS handshakes ended by a limit (wait: no room in time; timeout: too slow; evicted: slow while others waited).",
 			ownmetrics.Values("reason", refusedWait, refusedTimeout, refusedEvicted)),
+		failed: ownmetrics.CounterVec("agentstatsd_tls_handshakes_failed_total",
+			"TLS handshakes that failed (closed: the client closed the connection; limit: the service did, for a limit or a time;"+
+				" not_tls: the client does not speak TLS; rejected: the client refused, as a rule the certificate;"+
+				" certificate: the client's is refused, or it has none; unsupported: no version, cipher or protocol in common).",
+			ownmetrics.Values("reason", failureReasons...)),
 	}
-	return m, ownmetrics.Register(reg, m.refused)
+	return m, ownmetrics.Register(reg, m.refused, m.failed)
 }
 
 // registerLimits registers the limits of the listener of that name.
