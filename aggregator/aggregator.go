@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/aggregator/cardinality"
 	"github.com/coder/agentstatsd/aggregator/internal/arena"
 	"github.com/coder/agentstatsd/metrics"
 )
@@ -57,6 +58,9 @@ type Aggregator struct {
 	orphans     orphanQueue
 	ingesters   sync.Pool
 	usage       usage
+	// counting is full while series are counted, by one at a time.
+	counting chan struct{}
+	history  cardinality.History
 
 	shards [shardCount]shard
 
@@ -101,6 +105,8 @@ func New(opts Options, reg prometheus.Registerer) (*Aggregator, error) {
 		descs:   newDescs(),
 		named:   make(map[nameKey][]*agentSeries),
 		owners:  make(map[string]*owner),
+		// One census of a million descriptors takes a second, and some 100 MB.
+		counting: make(chan struct{}, 1),
 	}
 	a.opts.Store(&opts)
 	a.families = newFamilies(a)
@@ -153,8 +159,12 @@ func (a *Aggregator) ttl() int64 { return int64(a.opts.Load().SeriesTTL) }
 // window returns the time over which the byte gauges sum.
 func (a *Aggregator) window() int64 { return int64(max(time.Minute, a.opts.Load().ReportInterval)) }
 
-// Run removes series when they expire, until ctx is cancelled. It returns nil.
+// Run removes series when they expire, and once a minute counts series for their growth, until ctx
+// is cancelled. It returns nil.
 func (a *Aggregator) Run(ctx context.Context) error {
+	var sampling sync.WaitGroup
+	defer sampling.Wait()
+	sampling.Go(func() { a.sampleCardinality(ctx) })
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

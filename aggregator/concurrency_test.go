@@ -20,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/aggregator/cardinality"
 	"github.com/coder/agentstatsd/metrics"
 )
 
@@ -60,6 +61,7 @@ func TestConcurrentUse(t *testing.T) {
 					}
 				})
 			}
+			readers.Go(func() { countUntilDone(ctx, t, a) })
 			workers.Wait()
 			cancel()
 			readers.Wait()
@@ -101,6 +103,22 @@ func work(a *Aggregator, n, rounds int) {
 		}
 	}
 	a.Remove(me)
+}
+
+// countUntilDone counts the series by everything.
+func countUntilDone(ctx context.Context, t *testing.T, a *Aggregator) {
+	for ctx.Err() == nil {
+		var errs []error
+		for _, by := range cardinality.AllDimensions() {
+			_, err := a.Cardinality(ctx, cardinality.Query{By: by})
+			errs = append(errs, err)
+		}
+		_, err := a.Footprint(ctx, 0)
+		_, err2 := a.WhatIf(ctx, []string{"username"}, 0)
+		if err := errors.Join(append(errs, err, err2, a.addSample(ctx))...); err != nil && ctx.Err() == nil {
+			t.Error(err)
+		}
+	}
 }
 
 // pushedView are the families that coderd pushes now.

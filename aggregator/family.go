@@ -267,6 +267,13 @@ func (t *families) list() []*family {
 	return t.sorted
 }
 
+// get returns the family called name; nil if there is none.
+func (t *families) get(name string) *family {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.byName[name]
+}
+
 func (t *families) count() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()

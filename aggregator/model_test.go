@@ -39,6 +39,7 @@ type naive struct {
 type naiveState struct {
 	key    agent.SeriesKey
 	series string
+	labels map[string]string
 	value  float64
 }
 
@@ -522,7 +523,7 @@ func (m *naive) setState(key agent.SeriesKey, series []agent.Series) {
 		name := labels.FromMap(set).String()
 		if _, twice := value[name]; !twice {
 			value[name] = s.Value
-			added = append(added, naiveState{key, name, s.Value})
+			added = append(added, naiveState{key, name, set, s.Value})
 		}
 	}
 	for _, s := range had {
@@ -531,7 +532,7 @@ func (m *naive) setState(key agent.SeriesKey, series []agent.Series) {
 		case s.key != key:
 			m.states = append(m.states, s)
 		case stays:
-			m.states = append(m.states, naiveState{key, s.series, v})
+			m.states = append(m.states, naiveState{key, s.series, s.labels, v})
 			added = slices.DeleteFunc(added, func(o naiveState) bool { return o.series == s.series })
 		}
 	}

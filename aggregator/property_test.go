@@ -57,6 +57,7 @@ func events(groupBy []string) func(*rapid.T) {
 			"state":   w.state,
 			"push":    w.push,
 			"wait":    w.wait,
+			"count":   w.count,
 		})
 	}
 }

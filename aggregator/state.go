@@ -169,6 +169,9 @@ func (t *states) replaceLocked(key agent.SeriesKey, r *rendered) int {
 	return len(t.byPrefix) - before
 }
 
+// family returns the name of the line's family.
+func (l *stateLine) family() string { return l.prefix[:strings.IndexAny(l.prefix, "{ ")] }
+
 // setValue sets the value of the line, or, if another key has it, the waiting
 // value.
 func (l *stateLine) setValue(key agent.SeriesKey, v float64) {

@@ -1,6 +1,7 @@
 package aggregator
 
 import (
+	"context"
 	"sync"
 	"time"
 
@@ -53,21 +54,12 @@ func (a *Aggregator) largest() largest {
 }
 
 func (a *Aggregator) countLargest() (l largest) {
-	var all []*agentSeries
-	for i := range a.shards {
-		sh := &a.shards[i]
-		sh.mu.RLock()
-		for _, as := range sh.agents {
-			all = append(all, as)
-		}
-		sh.mu.RUnlock()
-	}
-	for _, as := range all {
+	_ = a.walkAgents(context.Background(), func(as *agentSeries) {
 		as.mu.Lock()
+		defer as.mu.Unlock()
 		l.agentSeries, l.agentBytes = max(l.agentSeries, as.count), max(l.agentBytes, as.bytes)
 		l.agentFamilies = max(l.agentFamilies, int64(len(as.families)))
-		as.mu.Unlock()
-	}
+	})
 	a.lifecycleMu.Lock()
 	defer a.lifecycleMu.Unlock()
 	for _, o := range a.owners {

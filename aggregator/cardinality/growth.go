@@ -1,0 +1,93 @@
+package cardinality
+
+import (
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// SampleInterval is the time between two samples of a History.
+const SampleInterval = time.Minute
+
+// History has the MaxCounts largest names of each dimension, as of the last two samples. It
+// takes some 150 bytes a name and 2 MB in all. If names are as long as labels may be, it
+// takes 16 MB. Its methods may be called concurrently. The zero value is ready.
+type History struct {
+	mu sync.Mutex
+	// samples are at most two, the older first.
+	samples []sample
+}
+
+type sample struct {
+	at time.Time
+	by [dimensions]sampledNames
+}
+
+type sampledNames struct {
+	series map[sampledName]int
+	// all is true if there were no more names.
+	all bool
+}
+
+// sampledName is a countedName, or an agent.
+type sampledName struct {
+	countedName
+	agent agent.ID
+}
+
+func (n *Count) sampled() sampledName {
+	if n.Agent != (agent.ID{}) {
+		return sampledName{agent: n.Agent}
+	}
+	return sampledName{countedName: countedName{of: n.Label + n.Owner, name: n.Name}}
+}
+
+// Add adds a sample: a census of all series by all dimensions. It is called once each
+// SampleInterval.
+func (h *History) Add(at time.Time, c *Census) {
+	s := sample{at: at}
+	for d := range dimensions {
+		var r Result
+		c.Rank(d, MaxCounts, &r)
+		names := sampledNames{series: make(map[sampledName]int, len(r.Counts)), all: r.Names == len(r.Counts)}
+		for i := range r.Counts {
+			name := r.Counts[i].sampled()
+			// They are parts of longer strings.
+			name.of, name.name = strings.Clone(name.of), strings.Clone(name.name)
+			names.series[name] = r.Counts[i].Series
+		}
+		s.by[d] = names
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.samples) == 2 {
+		h.samples = h.samples[1:]
+	}
+	h.samples = append(h.samples, s)
+}
+
+// Compare fills in the growth since the newest sample that is at least a SampleInterval old. r
+// has counts of all series, by the dimension.
+func (h *History) Compare(now time.Time, by Dimension, r *Result) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i := len(h.samples) - 1; i >= 0; i-- {
+		if age := now.Sub(h.samples[i].at); age >= SampleInterval {
+			h.samples[i].by[by].compare(age, r)
+			return
+		}
+	}
+}
+
+func (names *sampledNames) compare(age time.Duration, r *Result) {
+	r.GrowthOver = age
+	for i := range r.Counts {
+		n := &r.Counts[i]
+		before, known := names.series[n.sampled()]
+		if known || names.all {
+			n.GrowthKnown, n.Growth = true, float64(n.Series-before)/age.Minutes()
+		}
+	}
+}
