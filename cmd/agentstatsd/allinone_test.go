@@ -25,6 +25,7 @@ import (
 	"github.com/coder/agentstatsd/client"
 	"github.com/coder/agentstatsd/internal/codertest"
 	"github.com/coder/agentstatsd/internal/freeport"
+	"github.com/coder/agentstatsd/internal/readiness"
 )
 
 // What a service or a bridge has, all-in-one has once. No two options share a variable or a key.
@@ -171,7 +172,7 @@ func TestServiceTakesNoAgentsAway(t *testing.T) {
 	require.NoError(t, err)
 	registrations, err := bridge.NewRegistrations(conn, bridge.RegistrationsOptions{CoderURL: "http://coder", TokenFile: "none"}, reg, log)
 	require.NoError(t, err)
-	service := readiness{Reasons: map[string]string{"fleet": "reads nothing", "batcher": "writes nothing"}}
+	service := readiness.Answer{Reasons: map[string]string{"fleet": "reads nothing", "batcher": "writes nothing"}}
 
 	r := (&bridgeParts{agents: agents, registrations: registrations}).beside(service)
 	require.Equal(t, map[string]string{"bridge": "the bridge does not listen yet"}, r.Reasons)

@@ -17,6 +17,7 @@ import (
 	"github.com/coder/agentstatsd/client"
 	"github.com/coder/agentstatsd/internal/addresses"
 	"github.com/coder/agentstatsd/internal/handshake"
+	"github.com/coder/agentstatsd/internal/readiness"
 	"github.com/coder/agentstatsd/internal/stages"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/optiontable"
@@ -231,7 +232,7 @@ func (b *bridgeConfig) buildEndpoints(s *service, p *bridgeParts) error {
 	if err != nil {
 		return err
 	}
-	return s.buildHTTP(s.registry, handler, func() readiness {
+	return s.buildHTTP(s.registry, handler, func() readiness.Answer {
 		r := p.ready()
 		r.Warnings = append(r.Warnings, s.fileWarnings()...)
 		return r

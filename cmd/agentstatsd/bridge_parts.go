@@ -13,6 +13,7 @@ import (
 
 	"github.com/coder/agentstatsd/bridge"
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/readiness"
 	"github.com/coder/agentstatsd/internal/stages"
 )
 
@@ -98,7 +99,7 @@ func (b *bridgeConfig) buildParts(conn *grpc.ClientConn, s *service) (p *bridgeP
 		}
 		s.Add("bridge", func(n *candidate) error { return p.agents.Reconfigure(n.bridge.bridgeOptions()) }, func() any { return p.agents.Options() })
 	}
-	return p, registerReadiness(s.registry, p.checks())
+	return p, readiness.Register(s.registry, p.checks())
 }
 
 // tasks returns what runs until the signal. Agents come to the listener.
@@ -116,17 +117,17 @@ func (p *bridgeParts) tasks(agents net.Listener) (tasks []stages.Task) {
 }
 
 // checks are what readiness depends on.
-func (p *bridgeParts) checks() []check {
+func (p *bridgeParts) checks() []readiness.Check {
 	if p.agents == nil {
 		return nil
 	}
-	return []check{{"bridge", p.agents.Ready}}
+	return []readiness.Check{{Name: "bridge", Err: p.agents.Ready}}
 }
 
 // ready returns the answer of /-/ready. It depends on what takes agents' connections
 // alone: they must not be taken from coderd.
-func (p *bridgeParts) ready() readiness {
-	r := ready(p.checks())
+func (p *bridgeParts) ready() readiness.Answer {
+	r := readiness.Of(p.checks())
 	if p.agents != nil {
 		r.Warnings = append(r.Warnings, p.agents.Warnings()...)
 	}
@@ -141,7 +142,7 @@ func (p *bridgeParts) ready() readiness {
 
 // beside returns the answer of a process that is a service, too. Where agents' connections
 // come to it, the reasons of the service are warnings only.
-func (p *bridgeParts) beside(service readiness) readiness {
+func (p *bridgeParts) beside(service readiness.Answer) readiness.Answer {
 	r := p.ready()
 	if p.agents == nil {
 		service.Warnings = append(service.Warnings, r.Warnings...)

@@ -9,12 +9,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
+	"github.com/coder/agentstatsd/internal/readiness"
 	"github.com/coder/agentstatsd/web"
 )
 
 // newMux returns what the HTTP listener serves: the registry at / and /metrics,
 // liveness at /-/healthy, readiness at /-/ready, with the warnings.
-func newMux(scrape http.Handler, ready func() readiness) *http.ServeMux {
+func newMux(scrape http.Handler, ready func() readiness.Answer) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("/{$}", scrape)
 	mux.Handle("/metrics", scrape)
@@ -23,7 +24,7 @@ func newMux(scrape http.Handler, ready func() readiness) *http.ServeMux {
 }
 
 // addProbes adds liveness and readiness.
-func addProbes(mux *http.ServeMux, ready func() readiness) {
+func addProbes(mux *http.ServeMux, ready func() readiness.Answer) {
 	mux.HandleFunc("GET /-/healthy", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = w.Write([]byte("healthy\n"))
@@ -59,7 +60,7 @@ func (c *config) newScrapes(next http.Handler, reg prometheus.Registerer) (*web.
 }
 
 // buildHTTP makes the HTTP edge.
-func (s *service) buildHTTP(reg prometheus.Registerer, scrape http.Handler, ready func() readiness) error {
+func (s *service) buildHTTP(reg prometheus.Registerer, scrape http.Handler, ready func() readiness.Answer) error {
 	c := s.config
 	scrapes, err := c.newScrapes(scrape, reg)
 	if err != nil {
@@ -97,7 +98,7 @@ func (s *service) buildHTTP(reg prometheus.Registerer, scrape http.Handler, read
 		return nil
 	}
 	probes := http.NewServeMux()
-	addProbes(probes, func() readiness { // nobody is asked for a password there
+	addProbes(probes, func() readiness.Answer { // nobody is asked for a password there
 		r := ready()
 		r.Warnings = nil
 		return r

@@ -22,6 +22,7 @@ import (
 	"github.com/coder/agentstatsd/internal/listening"
 	"github.com/coder/agentstatsd/internal/ownmetrics"
 	"github.com/coder/agentstatsd/internal/preflight"
+	"github.com/coder/agentstatsd/internal/readiness"
 	"github.com/coder/agentstatsd/internal/stages"
 	"github.com/coder/agentstatsd/intervals"
 	"github.com/coder/agentstatsd/metrics"
@@ -186,7 +187,7 @@ func (s *service) build(ctx context.Context) error {
 	if err := s.buildServer(reg, notifications); err != nil {
 		return err
 	}
-	if err := registerReadiness(reg, s.checks()); err != nil {
+	if err := readiness.Register(reg, s.checks()); err != nil {
 		return err
 	}
 	scrapes := c.scrapeOptions()
@@ -200,22 +201,22 @@ func (s *service) build(ctx context.Context) error {
 }
 
 // checks are what readiness depends on.
-func (s *service) checks() []check {
-	checks := []check{
-		{"draining", s.notDraining},
-		{"fleet", s.fleet.Healthy},
-		{"batcher", s.batcher.Healthy},
-		{"pushed", s.pushed.Healthy},
+func (s *service) checks() []readiness.Check {
+	checks := []readiness.Check{
+		{Name: "draining", Err: s.notDraining},
+		{Name: "fleet", Err: s.fleet.Healthy},
+		{Name: "batcher", Err: s.batcher.Healthy},
+		{Name: "pushed", Err: s.pushed.Healthy},
 	}
 	if s.replicas != nil {
-		checks = append(checks, check{"replica", s.replicas.Healthy})
+		checks = append(checks, readiness.Check{Name: "replica", Err: s.replicas.Healthy})
 	}
 	return checks
 }
 
 // ready returns the answer of /-/ready.
-func (s *service) ready() readiness {
-	own := ready(s.checks())
+func (s *service) ready() readiness.Answer {
+	own := readiness.Of(s.checks())
 	own.Warnings = append(own.Warnings, s.fileWarnings()...)
 	if s.replicas != nil {
 		own.Warnings = append(own.Warnings, s.replicas.Warnings()...)
@@ -282,25 +283,6 @@ func registerBuildInfo(reg prometheus.Registerer) error {
 		},
 	}, func() float64 { return 1 })
 	return ownmetrics.Register(reg, info)
-}
-
-// registerReadiness registers whether each part that readiness depends on works.
-func registerReadiness(reg prometheus.Registerer, checks []check) error {
-	for _, c := range checks {
-		ready := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "agentstatsd_component_ready", Help: "1 while a part has no reason for /-/ready to be not ready, otherwise 0. draining is 0 once the service stops.",
-			ConstLabels: prometheus.Labels{"component": c.name},
-		}, func() float64 {
-			if c.err() != nil {
-				return 0
-			}
-			return 1
-		})
-		if err := ownmetrics.Register(reg, ready); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // registerLogAndTLS registers what the log left out, and the certificates of a listener.
