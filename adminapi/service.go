@@ -4,6 +4,7 @@
 package adminapi
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 
@@ -51,6 +52,8 @@ func New(server *grpcserver.Server, c Components, _ prometheus.Registerer, log *
 		Desc: &agentstatsv1.AdminService_ServiceDesc,
 		Impl: s,
 		Role: grpcserver.RoleCoderd,
+		// What is in the way of others it can be asked about.
+		Ready: func(context.Context) error { return nil },
 		ForOperators: []string{
 			agentstatsv1.AdminService_GetStatus_FullMethodName,
 			agentstatsv1.AdminService_GetConfig_FullMethodName,
