@@ -151,6 +151,7 @@ func TestHealth(t *testing.T) {
 		for _, service := range []string{"", "agentstats.v1.AgentService", "agentstats.v1.CoderdService"} {
 			require.Equal(t, healthpb.HealthCheckResponse_NOT_SERVING, check(service))
 		}
+		require.Equal(t, healthpb.HealthCheckResponse_SERVING, check("agentstats.v1.AdminService"), "operators need no database")
 		s.Store.SetDown(false)
 		time.Sleep(time.Minute)
 		for _, service := range []string{"", "agentstats.v1.AgentService", "agentstats.v1.CoderdService"} {

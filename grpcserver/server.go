@@ -299,11 +299,8 @@ func (s *Server) watchHealth(ctx context.Context) {
 func (s *Server) setHealth(ctx context.Context) {
 	whole := healthpb.HealthCheckResponse_SERVING // while the services of agents are
 	for name, service := range s.services {
-		askCtx, cancel := context.WithTimeout(ctx, healthInterval)
-		err := service.Ready(askCtx)
-		cancel()
 		status := healthpb.HealthCheckResponse_SERVING
-		if err != nil {
+		if !service.isReady(ctx) {
 			status = healthpb.HealthCheckResponse_NOT_SERVING
 			if service.Role == RoleAgent {
 				whole = status

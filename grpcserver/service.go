@@ -59,8 +59,18 @@ type Service struct {
 	// its limits; nil: the handler is.
 	Intercept grpc.StreamServerInterceptor
 	// Ready returns why the service cannot be used now, within a second. The health
-	// service serves it.
+	// service serves it. nil: the service can always be used.
 	Ready func(ctx context.Context) error
+}
+
+// isReady reports whether the service can be used now.
+func (s *Service) isReady(ctx context.Context) bool {
+	if s.Ready == nil {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(ctx, healthInterval)
+	defer cancel()
+	return s.Ready(ctx) == nil
 }
 
 // Register adds a service, before Serve.

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/test/bufconn"
 
+	"github.com/coder/agentstatsd/adminapi"
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/aggregator"
@@ -35,6 +36,7 @@ import (
 	"github.com/coder/agentstatsd/internal/sqlitetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 	"github.com/coder/agentstatsd/pubsub"
+	"github.com/coder/agentstatsd/refusals"
 	"github.com/coder/agentstatsd/reports"
 	"github.com/coder/agentstatsd/store"
 )
@@ -60,6 +62,8 @@ type Service struct {
 	Pushes       *Pushes
 	Server       *grpcserver.Server
 	AgentService *agentapi.Service
+	Admin        *adminapi.Service
+	Refusals     *refusals.Refusals
 	Registry     *prometheus.Registry
 	Log          *Log
 	// Conn is a client's, without a token.
@@ -144,7 +148,9 @@ func Start(t testing.TB, set Settings) *Service {
 	s.Server, err = grpcserver.New(s.Fleet, set.Server, s.Registry, log)
 	require.NoError(t, err)
 	set.Agents.Limits.Series = 1000
-	agents := agentapi.Components{Fleet: s.Fleet, Stats: s.Series, Metadata: pending, Reports: s.Reports}
+	s.Refusals, err = refusals.New(s.Fleet, refusals.Options{}, s.Registry, log)
+	require.NoError(t, err)
+	agents := agentapi.Components{Fleet: s.Fleet, Stats: s.Series, Metadata: pending, Reports: s.Reports, Refusals: s.Refusals}
 	if set.ChangeAgents != nil {
 		set.ChangeAgents(&agents)
 	}
@@ -155,6 +161,8 @@ func Start(t testing.TB, set Settings) *Service {
 		set.ChangeCoderd(&coderd)
 	}
 	_, err = coderdapi.New(s.Server, coderd, set.Coderd, s.Registry, log)
+	require.NoError(t, err)
+	s.Admin, err = adminapi.New(s.Server, adminapi.Components{Fleet: s.Fleet, Refusals: s.Refusals, Metrics: s.Registry}, s.Registry, log)
 	require.NoError(t, err)
 
 	var lis net.Listener = bufconn.Listen(1 << 20)
