@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"bytes"
+	"cmp"
 	"errors"
 	"time"
 )
@@ -81,6 +83,11 @@ type SessionRecord struct {
 	Reported bool
 	// Relayed is as in Session.
 	Relayed bool
+}
+
+// Compare returns 1 if r is newer than other, 0 if they are of the same session, otherwise -1.
+func (r *SessionRecord) Compare(other *SessionRecord) int {
+	return cmp.Or(cmp.Compare(r.Epoch, other.Epoch), bytes.Compare(r.Replica[:], other.Replica[:]))
 }
 
 // Registrations are the registrations in a store, or their changes, as of one

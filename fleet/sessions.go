@@ -1,8 +1,6 @@
 package fleet
 
 import (
-	"bytes"
-	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -10,11 +8,6 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 )
-
-// compareSessions returns 1 if a is newer than b, 0 if they are the same.
-func compareSessions(a, b *agent.SessionRecord) int {
-	return cmp.Or(cmp.Compare(a.Epoch, b.Epoch), bytes.Compare(a.Replica[:], b.Replica[:]))
-}
 
 // queueSessionLocked queues the agent's newest session, which is this replica's, for
 // publication and for the database.
@@ -163,7 +156,7 @@ func (f *Fleet) applySessions(records []agent.SessionRecord, revision int64) (kn
 // then gets the highest epoch.
 func (f *Fleet) applySessionLocked(e *entry, record agent.SessionRecord, now time.Time) {
 	before := e.sessions.newest
-	order := compareSessions(&record, &before)
+	order := record.Compare(&before)
 	if order < 0 {
 		return
 	}

@@ -13,27 +13,14 @@ type sizes struct {
 	bytes              int64
 }
 
-// stringBytes is the size of a string in a list, without its text.
-const stringBytes = int64(unsafe.Sizeof(""))
-
-// registrationBytes estimates the memory of an agent's registration, without the texts
-// of its workspace.
+// registrationBytes estimates the memory of an agent, without its workspace.
 func registrationBytes(r *agent.Registration) int64 {
-	n := int64(unsafe.Sizeof(entry{})) + int64(unsafe.Sizeof(*r)) + int64(len(r.Name)) + r.Observed.Bytes()
-	for _, key := range r.MetadataKeys {
-		n += stringBytes + int64(len(key))
-	}
-	for i := range r.Apps {
-		app := &r.Apps[i]
-		n += int64(unsafe.Sizeof(*app)) + int64(len(app.Slug)+len(app.DisplayName)+len(app.Health))
-	}
-	return n
+	return int64(unsafe.Sizeof(entry{})) + r.Bytes()
 }
 
 // workspaceBytes estimates the memory of a workspace without its agents.
 func workspaceBytes(w *agent.Workspace) int64 {
-	return int64(unsafe.Sizeof(workspace{})) + int64(len(w.Name)+len(w.OwnerUsername)+len(w.Template.Name)+
-		len(w.Template.Version)+len(w.Organization)+len(w.Build.Transition))
+	return int64(unsafe.Sizeof(workspace{})) + w.Bytes()
 }
 
 // sizes returns the sizes of the registry.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"github.com/stretchr/testify/require"
 
@@ -28,7 +29,7 @@ func bytesOf(r *registry) (n int64) {
 func large(n, size int) agent.Registration {
 	r := registration(n, n, 1)
 	for i := range size / 1000 {
-		r.MetadataKeys = append(r.MetadataKeys, fmt.Sprintf("%03d%s", i, strings.Repeat("k", 997-int(stringBytes))))
+		r.MetadataKeys = append(r.MetadataKeys, fmt.Sprintf("%03d%s", i, strings.Repeat("k", 997-int(unsafe.Sizeof("")))))
 	}
 	return r
 }

@@ -288,7 +288,7 @@ func (s *memStore) SaveSessions(_ context.Context, records []agent.SessionRecord
 		stored := s.sessions[r.Agent]
 		stored.Agent = r.Agent
 		before = append(before, stored)
-		switch compareSessions(&r, &stored) {
+		switch r.Compare(&stored) {
 		case -1:
 			continue
 		case 0:

@@ -1,7 +1,6 @@
 package memstore
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -233,7 +232,7 @@ func (s *Store) SaveSessions(ctx context.Context, records []agent.SessionRecord)
 func (t *tables) putSession(r agent.SessionRecord, number int64) {
 	old, known := t.sessions[r.Agent]
 	if known {
-		switch cmp.Or(cmp.Compare(r.Epoch, old.Epoch), bytes.Compare(r.Replica[:], old.Replica[:])) {
+		switch r.Compare(&old.SessionRecord) {
 		case -1:
 			return
 		case 0:
