@@ -20,6 +20,7 @@ import (
 
 	"github.com/coder/agentstatsd/cmd/agentstatsd/internal/simulation"
 	"github.com/coder/agentstatsd/internal/redact"
+	"github.com/coder/agentstatsd/operator"
 	"github.com/coder/agentstatsd/optiontable"
 )
 
@@ -33,7 +34,7 @@ func main() {
 	stop()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "error: %s\n", userError(err))
-		os.Exit(1)
+		os.Exit(operator.ExitCode(err))
 	}
 }
 
@@ -54,8 +55,9 @@ func rootCommand() *serpent.Command {
 		},
 	}
 	// The order is that of the help.
-	root.AddSubcommands(serveCommand(), bridgeCommand(), allInOneCommand(), demoCommand(), simulation.Command(),
-		checkCommand(), logLevelCommand(), backupCommand(), restoreCommand(), migrateCommand(), manCommand(), completionCommand(), versionCommand())
+	root.AddSubcommands(serveCommand(), bridgeCommand(), allInOneCommand(), demoCommand(), simulation.Command())
+	root.AddSubcommands(operator.Commands()...)
+	root.AddSubcommands(checkCommand(), logLevelCommand(), backupCommand(), restoreCommand(), migrateCommand(), manCommand(), completionCommand(), versionCommand())
 	optiontable.SetHelp(root)
 	return root
 }

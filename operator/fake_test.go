@@ -1,0 +1,143 @@
+package operator
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/coder/serpent"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/coder/agentstatsd/optiontable"
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+const fakeToken = "0123456789abcdef"
+
+// fake is a replica that answers what its fields say. They are set before it is asked.
+type fake struct {
+	pb.UnimplementedAdminServiceServer
+	address string
+
+	statuses []*pb.ReplicaStatus // its own first; nil: unimplemented
+	agents   []*pb.AgentSummary
+
+	mu sync.Mutex
+	// Guarded by mu.
+	searches []*pb.SearchAgentsRequest
+}
+
+// startFake serves f on a port of ip, with a certificate unless it is nil.
+func startFake(t *testing.T, ip string, f *fake, cert *tls.Certificate) *fake {
+	t.Helper()
+	lis, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
+	require.NoError(t, err)
+	f.address = lis.Addr().String()
+	opts := []grpc.ServerOption{
+		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+			if !slices.Equal(metadata.ValueFromIncomingContext(ctx, "authorization"), []string{"Bearer " + fakeToken}) {
+				return nil, status.Error(codes.Unauthenticated, "unknown token")
+			}
+			return next(ctx, req)
+		}),
+	}
+	if cert != nil {
+		opts = append(opts, grpc.Creds(credentials.NewServerTLSFromCert(cert)))
+	}
+	server := grpc.NewServer(opts...)
+	pb.RegisterAdminServiceServer(server, f)
+	go func() { _ = server.Serve(lis) }()
+	t.Cleanup(server.Stop)
+	return f
+}
+
+func (f *fake) GetStatus(context.Context, *pb.GetStatusRequest) (*pb.GetStatusResponse, error) {
+	if f.statuses == nil {
+		return nil, status.Error(codes.Unimplemented, "no")
+	}
+	return &pb.GetStatusResponse{Replicas: f.statuses}, nil
+}
+
+// SearchAgents has pages of two agents.
+func (f *fake) SearchAgents(_ context.Context, req *pb.SearchAgentsRequest) (*pb.SearchAgentsResponse, error) {
+	f.mu.Lock()
+	f.searches = append(f.searches, req)
+	f.mu.Unlock()
+	if req.GetOwner() == "nobody" {
+		return nil, status.Error(codes.InvalidArgument, "owner: want somebody")
+	}
+	start := 0
+	_, _ = fmt.Sscan(req.GetPageToken(), &start)
+	end := min(start+2, len(f.agents))
+	resp := &pb.SearchAgentsResponse{Agents: f.agents[start:end], Total: float64(len(f.agents))}
+	if end < len(f.agents) {
+		resp.NextPageToken = fmt.Sprint(end)
+	}
+	return resp, nil
+}
+
+// ran is what a command has done.
+type ran struct {
+	stdout, stderr string
+	err            error
+}
+
+// run runs a command as main does, with the token of fakes unless args have another one.
+func run(t *testing.T, args ...string) ran {
+	t.Helper()
+	if !slices.Contains(args, "--token-file") {
+		path := filepath.Join(t.TempDir(), "token")
+		require.NoError(t, os.WriteFile(path, []byte(fakeToken), 0o600))
+		args = append(args, "--token-file", path)
+	}
+	root := &serpent.Command{Use: "agentstatsd"}
+	root.AddSubcommands(Commands()...)
+	optiontable.SetHelp(root)
+	inv := root.Invoke(args...)
+	var stdout, stderr bytes.Buffer
+	inv.Stdout, inv.Stderr = &stdout, &stderr
+	err := inv.WithContext(t.Context()).Run()
+	if wrapped := new(serpent.RunCommandError); errors.As(err, &wrapped) {
+		err = wrapped.Err
+	}
+	return ran{stdout.String(), stderr.String(), err}
+}
+
+// addressesOf returns the addresses of fakes as a flag's value.
+func addressesOf(fakes ...*fake) string {
+	var all []string
+	for _, f := range fakes {
+		all = append(all, f.address)
+	}
+	return strings.Join(all, ",")
+}
+
+// replicaStatus is how a replica is that is well.
+func replicaStatus(name string) *pb.ReplicaStatus {
+	return &pb.ReplicaStatus{
+		Id: "id-" + name, Name: name, Alive: true, Ready: true, Version: "v1.2.3", StartedAt: timestamppb.New(time.Now().Add(-50 * time.Hour)),
+		Registered: 5, Connected: 2, Series: 70, ResidentBytes: 512 << 20, MemoryLimitBytes: 2 << 30, Cores: 0.25,
+		ScrapedAt: timestamppb.New(time.Now().Add(-3*time.Hour - 30*time.Second)), Durability: &pb.Durability{Pending: 3},
+	}
+}
+
+// asSeen is a status as another replica has it, seconds later.
+func asSeen(s *pb.ReplicaStatus, seconds float64) *pb.ReplicaStatus {
+	return &pb.ReplicaStatus{Id: s.GetId(), Name: s.GetName(), Alive: true, AgeSeconds: seconds, Version: s.GetVersion()}
+}
