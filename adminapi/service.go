@@ -4,7 +4,6 @@
 package adminapi
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 
@@ -53,7 +52,6 @@ func New(server *grpcserver.Server, c Components, _ prometheus.Registerer, log *
 		Impl: s,
 		Role: grpcserver.RoleCoderd,
 		// What is in the way of others it can be asked about.
-		Ready: func(context.Context) error { return nil },
 		ForOperators: []string{
 			agentstatsv1.AdminService_GetStatus_FullMethodName,
 			agentstatsv1.AdminService_GetConfig_FullMethodName,
