@@ -220,7 +220,8 @@ func (c *connection) handleNext() error {
 // long the stream is not to be read.
 func (c *connection) handleFrame() (wait time.Duration, err error) {
 	defer c.frame.Release()
-	wait, retry, _ := c.session.Charge(c.frame.Size)
+	now := time.Now() // for all that is done with it: the clock is not free
+	wait, retry, _ := c.session.Charge(now, c.frame.Size)
 	if retry > 0 {
 		c.setEnd(fleet.EndRefused)
 		return 0, c.suspendedStatus(retry)
@@ -230,7 +231,7 @@ func (c *connection) handleFrame() (wait time.Duration, err error) {
 		c.setEnd(fleet.EndRefused)
 		return 0, err
 	}
-	if err := c.handleRequest(&c.frame); err != nil {
+	if err := c.handleRequest(now, &c.frame); err != nil {
 		c.setEnd(fleet.EndRefused)
 		return 0, err
 	}
@@ -258,11 +259,11 @@ func (c *connection) checkFrame(f *wire.Frame) error {
 	return nil
 }
 
-// handleRequest handles a request. An error ends the stream.
-func (c *connection) handleRequest(f *wire.Frame) error {
+// handleRequest handles a request that came now. An error ends the stream.
+func (c *connection) handleRequest(now time.Time, f *wire.Frame) error {
 	var refused []agent.Refusal
 	goodbye := f.Request.GetGoodbye() != nil
-	err := c.session.Receive(f.Sequence, func(r fleet.Request) {
+	err := c.session.Receive(now, f.Sequence, func(r fleet.Request) {
 		if goodbye {
 			c.closeSession() // before anybody can ack it
 		}
@@ -280,7 +281,7 @@ func (c *connection) handleRequest(f *wire.Frame) error {
 		return nil
 	}
 	err = c.chargeRefused(refused, f.Size)
-	c.handled(ackschedule.Request{Sequence: f.Sequence, ForStore: f.ForStore(), Now: f.AckNow}, len(refused) > 0)
+	c.handled(now, ackschedule.Request{Sequence: f.Sequence, ForStore: f.ForStore(), Now: f.AckNow}, len(refused) > 0)
 	return err
 }
 

@@ -208,10 +208,10 @@ func (s *Service) intervalFactor() float64 {
 	return s.Intervals.Factor()
 }
 
-// handled schedules the ack of a request. The ack is sent at once if something was
-// refused of the request. handled blocks while the agent does not read its refusals.
-func (c *connection) handled(r ackschedule.Request, refused bool) {
-	now := time.Now()
+// handled schedules the ack of a request that came now. The ack is sent at once if
+// something was refused of the request. handled blocks while the agent does not read its
+// refusals.
+func (c *connection) handled(now time.Time, r ackschedule.Request, refused bool) {
 	c.mu.Lock()
 	c.acks.Add(r, now, c.ackDelaysLocked())
 	atOnce := refused || c.acks.IsDueAtOnce(now)

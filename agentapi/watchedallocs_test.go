@@ -49,7 +49,7 @@ func TestWatchedReportAllocations(t *testing.T) {
 		for range 20 {
 			least = min(least, testing.AllocsPerRun(50, func() {
 				sequence++
-				if err := session.Receive(sequence, take); err != nil {
+				if err := session.Receive(time.Now(), sequence, take); err != nil {
 					t.Fatal(err)
 				}
 			}))

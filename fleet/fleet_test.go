@@ -297,7 +297,7 @@ func TestLoad(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, future+10, two.Info().Epoch, "a state's epoch counts too")
 
-	require.NoError(t, one.Receive(1, func(r Request) {
+	require.NoError(t, one.Receive(time.Now(), 1, func(r Request) {
 		kept, refused := r.AdmitMetadata([]agent.MetadataEntry{{Key: "c"}, {Key: "a"}, {Key: "b"}})
 		require.Equal(t, []agent.MetadataEntry{{Key: "a"}, {Key: "b"}}, kept, "stored keys count")
 		require.Equal(t, "too_many_keys", refused[0].Reason)

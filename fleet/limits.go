@@ -54,13 +54,12 @@ func (f *Fleet) RetryAfter(id agent.ID) time.Duration {
 	return max(e.budget.PenaltyLeft(now), e.budget.Delay(now, f.opts.Load().limits()))
 }
 
-// Charge charges the agent for a message of so many bytes, before it is handled. It
-// returns how long the message must wait. If retry is above 0, the session must end,
+// Charge charges the agent for a message of so many bytes that was received now, before it
+// is handled. It returns how long the message must wait. If retry is above 0, the session must end,
 // and the agent must wait so long: see Fleet.Excess. Then refused is true if the
 // reason is refused items of earlier messages, otherwise its rate.
-func (s *Session) Charge(bytes int) (wait, retry time.Duration, refused bool) {
+func (s *Session) Charge(now time.Time, bytes int) (wait, retry time.Duration, refused bool) {
 	f, e := s.fleet, s.entry
-	now := time.Now()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if retry := e.budget.PenaltyLeft(now); retry > 0 {

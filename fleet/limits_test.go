@@ -30,7 +30,7 @@ func TestBudgetOfFloods(t *testing.T) {
 					require.NoError(t, err)
 					var wait, retry time.Duration
 					for range 40 { // then it connects again, which helps nothing
-						if wait, retry, _ = s.Charge(size); retry > 0 {
+						if wait, retry, _ = s.Charge(time.Now(), size); retry > 0 {
 							break
 						}
 						messages++
@@ -91,14 +91,14 @@ func TestBudgetOfRefusalsByTheDatabase(t *testing.T) {
 		p.store.reject = nid(1) // of a state, too
 		receive(t, s, 2, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}, 0) })
 		require.NoError(t, p.write(t.Context()))
-		_, retry, _ := s.Charge(100)
+		_, retry, _ := s.Charge(time.Now(), 100)
 		require.Zero(t, retry)
 		require.Zero(t, p.Admit(nid(1)))
 		refused(3, 2)
 		_, refusals, ok := s.NextAck()
 		require.True(t, ok, "it gets the reason before it goes")
 		require.Len(t, refusals, 3)
-		_, retry, by := s.Charge(100)
+		_, retry, by := s.Charge(time.Now(), 100)
 		require.Equal(t, time.Second, retry)
 		require.True(t, by)
 		require.Equal(t, "refused items of the agent: want at most 3 at once (--agent-refused-burst) and 1 a second after that (--agent-refused-rate), got 4", p.Excess(nid(1)))
@@ -120,13 +120,13 @@ func TestBudgetOfNewSeries(t *testing.T) {
 		require.NoError(t, err)
 		messages := 0
 		for {
-			wait, retry, _ := s.Charge(100)
+			wait, retry, _ := s.Charge(time.Now(), 100)
 			require.Zero(t, retry)
 			if wait > 0 {
 				break
 			}
 			messages++
-			require.NoError(t, s.Receive(int64(messages), func(r Request) { r.ChargeSeries(200) }))
+			require.NoError(t, s.Receive(time.Now(), int64(messages), func(r Request) { r.ChargeSeries(200) }))
 		}
 		require.Equal(t, 49, messages, "each counts as 41, and 2,000 are the burst")
 	})

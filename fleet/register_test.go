@@ -357,7 +357,7 @@ func TestDeregister(t *testing.T) {
 	require.NotContains(t, p.registry.workspaces, nid(1002))
 	_, err = p.Authenticate(t.Context(), token(1))
 	require.ErrorIs(t, err, ErrUnknownToken)
-	require.ErrorIs(t, s.Receive(1, func(Request) { t.Error("taken in") }), ErrSessionOver)
+	require.ErrorIs(t, s.Receive(time.Now(), 1, func(Request) { t.Error("taken in") }), ErrSessionOver)
 
 	writes := p.store.writeCount()
 	n, err = p.Deregister(t.Context(), ids(1), nil)
@@ -408,7 +408,7 @@ func TestDeregisterWhileTheDatabaseIsDown(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 	require.NoError(t, err)
-	require.NoError(t, s.Receive(5, func(r Request) { r.Tracker().AddPending(5) }))
+	require.NoError(t, s.Receive(time.Now(), 5, func(r Request) { r.Tracker().AddPending(5) }))
 	p.store.fail(errDown)
 	p.store.before = func() {
 		_, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 2})

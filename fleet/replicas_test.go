@@ -185,7 +185,7 @@ func TestDeregisteredElsewhere(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, EndDeregistered, s.End())
 		require.Equal(t, []string{"series remove 1", "pending remove 1"}, r[0].journal.take())
-		require.ErrorIs(t, s.Receive(1, nil), ErrSessionOver)
+		require.ErrorIs(t, s.Receive(time.Now(), 1, nil), ErrSessionOver)
 	})
 }
 

@@ -189,7 +189,7 @@ func (w *stateWorld) say(t *rapid.T) {
 		return
 	}
 	w.sequence++
-	err := s.Receive(w.sequence, func(r Request) {
+	err := s.Receive(time.Now(), w.sequence, func(r Request) {
 		switch rapid.IntRange(0, 2).Draw(t, "what") {
 		case 0:
 			r.SetLifecycle(agent.Lifecycle{State: rapid.SampledFrom([]agent.LifecycleState{

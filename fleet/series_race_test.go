@@ -30,8 +30,8 @@ func TestStatesUnderConcurrentChanges(t *testing.T) {
 				if err != nil {
 					continue
 				}
-				_ = s.Receive(1, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}, 0) })
-				_ = s.Receive(2, func(r Request) { r.SetNetwork(agent.Network{NodeID: uint64(i)}, 0) })
+				_ = s.Receive(time.Now(), 1, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}, 0) })
+				_ = s.Receive(time.Now(), 2, func(r Request) { r.SetNetwork(agent.Network{NodeID: uint64(i)}, 0) })
 				if i%3 > 0 {
 					s.Close(EndDisconnect)
 				}

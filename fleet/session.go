@@ -241,15 +241,14 @@ func (s *Session) Close(end End) {
 	s.fleet.publishPresenceLocked(e, time.Now())
 }
 
-// Receive passes the request with the sequence, at least 1, to handle, and records
-// it as received. A sequence that is not above all received ones is a duplicate: it
+// Receive passes the request with the sequence, at least 1, that came now, to handle, and
+// records it as received. A sequence that is not above all received ones is a duplicate: it
 // is ignored without an error. The agent's other requests, and its removal, wait
 // until handle returns. Error: ErrSessionOver if the session has ended.
-func (s *Session) Receive(sequence int64, handle func(Request)) error {
+func (s *Session) Receive(now time.Time, sequence int64, handle func(Request)) error {
 	e := s.entry
 	e.requestMu.Lock()
 	defer e.requestMu.Unlock()
-	now := time.Now()
 	e.mu.Lock()
 	live := e.sessions.live == s
 	if live {

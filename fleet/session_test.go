@@ -21,7 +21,7 @@ func TestTakeover(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	first, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 	require.NoError(t, err)
-	require.NoError(t, first.Receive(3, func(Request) {}))
+	require.NoError(t, first.Receive(time.Now(), 3, func(Request) {}))
 
 	second, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 2})
 	require.NoError(t, err)
@@ -32,7 +32,7 @@ func TestTakeover(t *testing.T) {
 	require.False(t, second.Info().First)
 	require.Equal(t, Progress{Received: 3, Durable: 3}, second.Resume())
 	require.Equal(t, instanceID(1), second.Info().Instance)
-	require.ErrorIs(t, first.Receive(4, func(Request) { t.Error("taken in") }), ErrSessionOver)
+	require.ErrorIs(t, first.Receive(time.Now(), 4, func(Request) { t.Error("taken in") }), ErrSessionOver)
 	first.Close(EndDisconnect) // does not touch the second
 	require.False(t, closed(second.Done()))
 
@@ -70,7 +70,7 @@ func TestTakeoverWaitsForRequests(t *testing.T) {
 	p.series = series
 	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 	require.NoError(t, err)
-	require.NoError(t, s.Receive(1, func(Request) { series.free = series.free || requestMu().TryLock() }))
+	require.NoError(t, s.Receive(time.Now(), 1, func(Request) { series.free = series.free || requestMu().TryLock() }))
 	s.Close(EndDisconnect)
 	require.False(t, series.free)
 }
@@ -81,7 +81,7 @@ func TestDuplicatesAndGaps(t *testing.T) {
 	require.NoError(t, err)
 	var taken []int64
 	for _, seq := range []int64{1, 1, 5, 4, 3, 100, 100, 101} {
-		require.NoError(t, s.Receive(seq, func(r Request) { taken = append(taken, r.Order().Sequence) }))
+		require.NoError(t, s.Receive(time.Now(), seq, func(r Request) { taken = append(taken, r.Order().Sequence) }))
 	}
 	require.Equal(t, []int64{1, 5, 100, 101}, taken)
 	require.Equal(t, []string{"4"}, metric(t, p, "agentstatsd_duplicate_requests_total"))
@@ -92,7 +92,7 @@ func TestGoodbye(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 	require.NoError(t, err)
-	require.NoError(t, s.Receive(1, func(r Request) { r.Tracker().AddPending(1) }))
+	require.NoError(t, s.Receive(time.Now(), 1, func(r Request) { r.Tracker().AddPending(1) }))
 	p.journal.take()
 	s.Close(EndGoodbye)
 	require.Equal(t, []string{"close 1 goodbye=true"}, p.journal.take())
@@ -111,7 +111,7 @@ func TestInstancesAreBounded(t *testing.T) {
 	for n := range byte(6) {
 		s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(n), Ordinal: 1})
 		require.NoError(t, err)
-		require.NoError(t, s.Receive(int64(n)+1, func(r Request) { r.SetNetwork(agent.Network{NodeID: uint64(n)}, 0) }))
+		require.NoError(t, s.Receive(time.Now(), int64(n)+1, func(r Request) { r.SetNetwork(agent.Network{NodeID: uint64(n)}, 0) }))
 	}
 	e := p.registry.agents[nid(1)]
 	require.Len(t, e.sessions.instances, maxInstances)
@@ -161,7 +161,7 @@ func TestInstanceRetention(t *testing.T) {
 		p := loaded(t, Options{InstanceRetention: time.Minute}, registration(1, 1, 1))
 		s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 		require.NoError(t, err)
-		require.NoError(t, s.Receive(7, func(Request) {}))
+		require.NoError(t, s.Receive(time.Now(), 7, func(Request) {}))
 		time.Sleep(time.Hour)
 		p.scan(time.Now())
 		s.Close(EndDisconnect)
@@ -239,7 +239,7 @@ func TestSessionsRace(t *testing.T) {
 					continue
 				}
 				for seq := s.Resume().Received + 1; ; seq++ {
-					err := s.Receive(seq, func(r Request) {
+					err := s.Receive(time.Now(), seq, func(r Request) {
 						r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}, 0)
 						r.AdmitMetadata([]agent.MetadataEntry{{Key: fmt.Sprint(seq)}})
 					})
@@ -359,7 +359,7 @@ func BenchmarkReceive(b *testing.B) {
 	seq := int64(0)
 	for b.Loop() {
 		seq++
-		if err := s.Receive(seq, func(Request) {}); err != nil {
+		if err := s.Receive(time.Now(), seq, func(Request) {}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -41,7 +41,7 @@ func request(t testing.TB, p parts, n int, take func(Request)) {
 
 func receive(t testing.TB, s *Session, seq int64, take func(Request)) {
 	t.Helper()
-	require.NoError(t, s.Receive(seq, take))
+	require.NoError(t, s.Receive(time.Now(), seq, take))
 }
 
 // Whoever notes what agents are refused asks for each request: the state is not copied.

@@ -234,7 +234,7 @@ func (w *world) request(c *client, values map[string]value, parts ...string) {
 		return
 	}
 	w.drainChanges()
-	err := c.session.Receive(r.sequence, func(q fleet.Request) { q.Refuse(w.take(c.on, q, &r)) })
+	err := c.session.Receive(time.Now(), r.sequence, func(q fleet.Request) { q.Refuse(w.take(c.on, q, &r)) })
 	if err != nil {
 		w.log("%s sends %v: %v", c, r, err)
 		w.ended(c)

@@ -250,7 +250,7 @@ func (w *world) newReport(c *client) sentReport {
 // sendReport has the process of c's session take in a report, as agentapi does.
 func (w *world) sendReport(c *client, r sentReport, superseded bool) error {
 	p := c.on
-	return c.session.Receive(r.sequence, func(q fleet.Request) {
+	return c.session.Receive(time.Now(), r.sequence, func(q fleet.Request) {
 		if r.bits.count() > 0 && p.watched.Wanted() {
 			p.watched.Add(&agent.ReportSum{
 				Agent: q.Agent(), Workspace: q.Workspace().ID, Instance: q.Instance(), Order: q.Order(), ReceivedAt: q.Now(),
