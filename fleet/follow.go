@@ -192,7 +192,7 @@ func planChanged(r *registry, got *agent.Registrations) *plan {
 	for _, w := range got.Workspaces {
 		p.workspaces[w.ID] = w
 	}
-	for _, reg := range sorted(Set{Agents: got.Agents}).Agents {
+	for _, reg := range (Set{Agents: got.Agents}).Sorted().Agents {
 		p.regs[reg.ID] = &reg
 		p.named[reg.ID] = struct{}{}
 		p.workspaces[reg.Workspace.ID] = reg.Workspace

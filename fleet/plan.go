@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/observations"
 	"github.com/coder/agentstatsd/fleet/internal/ordered"
+	"github.com/coder/agentstatsd/fleet/internal/sets"
 )
 
 // Errors of a refused change. They are returned before anything is changed.
@@ -27,24 +27,8 @@ var (
 	ErrNeedsForce = errors.New("more than half of all agents would be deregistered")
 )
 
-// Set is a set of registrations. Workspaces lists those without agents. The
-// workspaces of Agents are implied.
-type Set struct {
-	Agents     []agent.Registration
-	Workspaces []agent.Workspace
-	// Refused were refused before. A sync deregisters nothing that they name; of one
-	// that names nothing it deregisters nothing at all.
-	Refused []agent.RegistrationRefusal
-	// KeptWorkspaces stay with all their agents, whatever a sync names.
-	KeptWorkspaces []agent.ID
-	// ReadAt is when reading the set of a sync began. What was registered at that time or
-	// later is not deregistered, and what was deregistered later is not registered. Zero:
-	// when the sync began.
-	ReadAt time.Time
-	// GotAt is when the sender got registrations of Agents that it has kept. An agent that
-	// was removed later is not registered. Absent: the registration is current.
-	GotAt map[agent.ID]time.Time
-}
+// Set is a set of registrations, as coderd names it.
+type Set = sets.Set
 
 // plan is a decided change of the registrations. Planning changes nothing.
 type plan struct {
@@ -83,7 +67,7 @@ const maxRefusals = 16
 // planRegistrations decides how the set changes the registry. With a scope, it also
 // deregisters what is not in the set. It takes ownership of the set.
 func planRegistrations(r *registry, set Set, sync *scope, o *Options) (*plan, error) {
-	set = withoutRepeated(set)
+	set = set.WithoutRepeated()
 	set.Agents = keepKnown(r, set.Agents)
 	for range maxRefusals {
 		p := &plan{
@@ -115,28 +99,6 @@ func planRegistrations(r *registry, set Set, sync *scope, o *Options) (*plan, er
 		return p, nil
 	}
 	return nil, fmt.Errorf("%w: want each to have one of its own", ErrTokens)
-}
-
-// withoutRepeated refuses agents and workspaces that come again.
-func withoutRepeated(set Set) Set {
-	seen := make(map[agent.ID]struct{}, len(set.Agents)+len(set.Workspaces))
-	isAgain := func(id agent.ID, refusal agent.RegistrationRefusal) bool {
-		_, again := seen[id]
-		seen[id] = struct{}{}
-		if again {
-			refusal.Field = "id"
-			set.Refused = append(set.Refused, refusal)
-		}
-		return again
-	}
-	set.Agents = ordered.Drop(set.Agents, func(reg *agent.Registration) bool {
-		return isAgain(reg.ID, agent.RegistrationRefusal{Agent: reg.ID, Workspace: reg.Workspace.ID, Problem: "want each agent once"})
-	})
-	clear(seen)
-	set.Workspaces = ordered.Drop(set.Workspaces, func(w *agent.Workspace) bool {
-		return isAgain(w.ID, agent.RegistrationRefusal{Workspace: w.ID, Problem: "want each workspace once"})
-	})
-	return set
 }
 
 // keepKnown returns the agents, with what is known of that of which they say nothing. They

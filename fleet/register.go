@@ -50,7 +50,7 @@ type Synced struct {
 // which is durable when it returns. It takes ownership of the set. Errors: ErrTooMany,
 // ErrTooLarge, ErrTokens, ErrUnavailable, and those of the store.
 func (f *Fleet) Register(ctx context.Context, set Set) (Registered, error) {
-	set = sorted(set)
+	set = set.Sorted()
 	p, err := f.apply(ctx, func(r *registry) (*plan, error) {
 		left, gone, err := f.withoutRemoved(ctx, r, set)
 		if err != nil {
@@ -104,7 +104,7 @@ func (f *Fleet) BeginSync() (*Sync, error) {
 // removes at most half of all agents; beyond that the error wraps ErrNeedsForce.
 // Other errors are those of Register.
 func (s *Sync) Apply(ctx context.Context, set Set, force bool) (Synced, error) {
-	set = sorted(set)
+	set = set.Sorted()
 	p, err := s.fleet.apply(ctx, func(r *registry) (*plan, error) {
 		left, _, err := s.fleet.withoutRemoved(ctx, r, set)
 		if err != nil {
@@ -116,16 +116,6 @@ func (s *Sync) Apply(ctx context.Context, set Set, force bool) (Synced, error) {
 		return Synced{}, err
 	}
 	return Synced{Registered: len(p.named), Deregistered: len(p.deregistered), Superseded: len(p.superseded), Refused: p.refused}, nil
-}
-
-// sorted sorts the lists that are compared and searched later.
-func sorted(set Set) Set {
-	for i := range set.Agents {
-		keys := set.Agents[i].MetadataKeys
-		slices.Sort(keys)
-		set.Agents[i].MetadataKeys = slices.Compact(keys)
-	}
-	return set
 }
 
 const (
