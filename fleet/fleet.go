@@ -20,7 +20,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,7 +27,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/fleet/internal/observations"
+	"github.com/coder/agentstatsd/fleet/internal/departed"
 	"github.com/coder/agentstatsd/fleet/internal/unstored"
 	"github.com/coder/agentstatsd/fleet/internal/watchers"
 	"github.com/coder/agentstatsd/fleet/internal/writequeue"
@@ -153,6 +152,8 @@ type Fleet struct {
 	// exceededLimit is the limit that the registrations in the database exceed;
 	// empty: none. Guarded by changeSem.
 	exceededLimit string
+	// departed are the agents that were removed last.
+	departed departed.Agents
 	// sessionsRead and statesRead are the positions up to which sessions and states
 	// were read from the database. Load sets them. After that they belong to
 	// follow.
@@ -199,6 +200,9 @@ func New(store Store, series Series, pending Pending, opts Options, reg promethe
 		return nil, err
 	}
 	f.retries = backoff.Backoff{Min: minBackoff, Max: maxBackoff, Random: f.opts.Load().Random}
+	if f.departed, err = departed.New(); err != nil {
+		return nil, fmt.Errorf("fleet: %w", err)
+	}
 	if f.metrics, err = newMetrics(reg); err != nil {
 		return nil, fmt.Errorf("fleet: %w", err)
 	}
@@ -369,76 +373,3 @@ func (f *Fleet) entry(id agent.ID) (*entry, error) {
 	}
 	return nil, ErrUnknownAgent
 }
-
-// Info is a copy of what the fleet knows of an agent.
-type Info struct {
-	// Registration is shared and must not be changed.
-	Registration *agent.Registration
-	// Connected is true if the agent has a session on any replica.
-	Connected bool
-	// Relayed is true if that session is relayed.
-	Relayed bool
-	// Status equals that of the published series. It follows time within a second.
-	Status agent.Status
-	// LastSeen is zero if the agent never connected to this process.
-	LastSeen time.Time
-	// State is the one that is served, durable or not. Its maps are copies.
-	State agent.State
-}
-
-// List returns at most limit agents with ids above after, ordered by id. The zero
-// ID is below all.
-func (f *Fleet) List(after agent.ID, limit int) []Info {
-	f.mu.RLock()
-	order := f.registry.order
-	f.mu.RUnlock()
-	from, found := slices.BinarySearchFunc(order, after, compareEntry)
-	if found {
-		from++
-	}
-	page := order[from:min(len(order), from+limit)]
-	infos := make([]Info, len(page))
-	for i, e := range page {
-		infos[i] = f.info(e)
-	}
-	return infos
-}
-
-// Agent returns one agent. Errors: ErrUnknownAgent; ErrUnavailable while the
-// registrations are not loaded.
-func (f *Fleet) Agent(id agent.ID) (Info, error) {
-	e, err := f.entry(id)
-	if err != nil {
-		return Info{}, err
-	}
-	return f.info(e), nil
-}
-
-// Registration returns that of an agent, which must not be changed; nil: there is none.
-func (f *Fleet) Registration(id agent.ID) *agent.Registration {
-	if e, err := f.entry(id); err == nil {
-		return e.reg.Load()
-	}
-	return nil
-}
-
-func (f *Fleet) info(e *entry) Info {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	connected := e.sessions.live != nil || f.connectedRemotelyLocked(e)
-	return Info{
-		Registration: e.reg.Load(),
-		Connected:    connected,
-		Relayed:      connected && e.sessions.newest.Relayed,
-		Status:       e.presence.status,
-		LastSeen:     e.sessions.lastSeen,
-		State:        observations.State(&e.state.newest, &e.reg.Load().Observed, e.presence.observed).Clone(),
-	}
-}
-
-// Watch registers notify. It is called with the agents that were registered, changed
-// or removed, or that have another status, lifecycle or app health. With nil, all
-// agents are to be read again. What is read after a notification is at least as new
-// as the notification. notify must not block, nor call the fleet. After cancel
-// returns it is not called any more.
-func (f *Fleet) Watch(notify func(ids []agent.ID)) (cancel func()) { return f.watchers.Add(notify) }

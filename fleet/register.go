@@ -261,6 +261,7 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 		e.phase, e.sessions.instances, e.state.pendingAcks = phaseRemoved, nil, nil
 		e.mu.Unlock()
 		f.queue.Remove(e)
+		f.departed.Note(e.reg.Load(), time.Now())
 	}
 	var relabeled, revoked []*entry
 	var added, changed []*entry

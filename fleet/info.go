@@ -1,0 +1,100 @@
+package fleet
+
+import (
+	"slices"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/departed"
+	"github.com/coder/agentstatsd/fleet/internal/observations"
+)
+
+// Info is a copy of what the fleet knows of an agent.
+type Info struct {
+	// Registration is shared and must not be changed.
+	Registration *agent.Registration
+	// Connected is true if the agent has a session on any replica.
+	Connected bool
+	// Relayed is true if that session is relayed.
+	Relayed bool
+	// Session is its newest one on any replica; zero: there was none.
+	Session agent.SessionRecord
+	// Status equals that of the published series. It follows time within a second.
+	Status agent.Status
+	// LastSeen is zero if the agent never connected to this process.
+	LastSeen time.Time
+	// State is the one that is served, durable or not. Its maps are copies.
+	State agent.State
+}
+
+// List returns at most limit agents with ids above after, ordered by id. The zero
+// ID is below all.
+func (f *Fleet) List(after agent.ID, limit int) []Info {
+	f.mu.RLock()
+	order := f.registry.order
+	f.mu.RUnlock()
+	from, found := slices.BinarySearchFunc(order, after, compareEntry)
+	if found {
+		from++
+	}
+	page := order[from:min(len(order), from+limit)]
+	infos := make([]Info, len(page))
+	for i, e := range page {
+		infos[i] = f.info(e)
+	}
+	return infos
+}
+
+// Registrations iterates over those of all agents, in the order of their ids, without a
+// lock. They must not be changed.
+func (f *Fleet) Registrations(yield func(*agent.Registration) bool) {
+	f.mu.RLock()
+	order := f.registry.order
+	f.mu.RUnlock()
+	for i := 0; i < len(order) && yield(order[i].reg.Load()); {
+		i++
+	}
+}
+
+// Departed returns the agents that were removed last, at most 5,000, the oldest first.
+func (f *Fleet) Departed() []departed.Agent { return f.departed.List() }
+
+// Agent returns one agent. Errors: ErrUnknownAgent; ErrUnavailable while the
+// registrations are not loaded.
+func (f *Fleet) Agent(id agent.ID) (Info, error) {
+	e, err := f.entry(id)
+	if err != nil {
+		return Info{}, err
+	}
+	return f.info(e), nil
+}
+
+// Registration returns that of an agent, which must not be changed; nil: there is none.
+func (f *Fleet) Registration(id agent.ID) *agent.Registration {
+	if e, err := f.entry(id); err == nil {
+		return e.reg.Load()
+	}
+	return nil
+}
+
+func (f *Fleet) info(e *entry) Info {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	connected := e.sessions.live != nil || f.connectedRemotelyLocked(e)
+	return Info{
+		Registration: e.reg.Load(),
+		Connected:    connected,
+		Relayed:      connected && e.sessions.newest.Relayed,
+		Session:      e.sessions.newest,
+		Status:       e.presence.status,
+		LastSeen:     e.sessions.lastSeen,
+		State:        observations.State(&e.state.newest, &e.reg.Load().Observed, e.presence.observed).Clone(),
+	}
+}
+
+// Watch registers notify. It is called with the agents that were registered, changed
+// or removed, or that have another status, lifecycle or app health. With nil, all
+// agents are to be read again. What is read after a notification is at least as new
+// as the notification. notify must not block, nor call the fleet. After cancel
+// returns it is not called any more.
+func (f *Fleet) Watch(notify func(ids []agent.ID)) (cancel func()) { return f.watchers.Add(notify) }

@@ -1,0 +1,37 @@
+package departed_test
+
+import (
+	"encoding/binary"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/departed"
+)
+
+// The 5,000 that were removed last are known, each once, as it was removed last.
+func TestAgents(t *testing.T) {
+	agents, err := departed.New()
+	require.NoError(t, err)
+	began := time.Unix(1000, 0)
+	note := func(n int, name string) {
+		reg := &agent.Registration{Name: name, Workspace: agent.Workspace{Name: "ws", OwnerUsername: "ada", Build: agent.Build{Transition: "start"}}}
+		binary.BigEndian.PutUint32(reg.ID[:], uint32(n))
+		reg.Workspace.ID[0] = 7
+		agents.Note(reg, began.Add(time.Duration(n)*time.Second))
+	}
+	for n := range 6000 {
+		note(n, "main")
+	}
+	note(2000, "again")
+	list := agents.List()
+	require.Equal(t, 5000, len(list))
+	require.Equal(t, began.Add(1000*time.Second), list[0].At)
+	last := list[len(list)-1]
+	require.Equal(t, agent.Identity{Username: "ada", WorkspaceName: "ws", AgentName: "again"}, last.Identity)
+	require.Equal(t, agent.ID{7}, last.WorkspaceID)
+	require.Equal(t, agent.Build{Transition: "start"}, last.Build)
+	require.Equal(t, began.Add(2000*time.Second), last.At)
+}
