@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
@@ -30,6 +31,28 @@ func restOf(n int) *codertest.Workspace {
 			Apps: []codertest.App{{ID: edgetest.ID(50_000 + n), Slug: "code", Health: "initializing"}},
 		}}},
 	}
+}
+
+// Registrations take other options while they are, all or none.
+func TestReconfigureRegistrations(t *testing.T) {
+	conn, err := client.Dial("127.0.0.1:1", client.DialOptions{Plaintext: true})
+	require.NoError(t, err)
+	defer conn.Close()
+	opts := bridge.RegistrationsOptions{
+		CoderURL: "http://coder.test", TokenFile: codertest.TokenFile(t, apiToken), MaxRequestsPerSecond: 7, SyncInterval: time.Minute,
+	}
+	r, err := bridge.NewRegistrations(conn, opts, prometheus.NewPedanticRegistry(), slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	require.Equal(t, opts, r.Options())
+	for _, wrong := range []bridge.RegistrationsOptions{
+		{MaxRequestsPerSecond: 9, SyncInterval: time.Second}, {MaxRequestsPerSecond: -1, SyncInterval: time.Hour},
+	} {
+		require.ErrorContains(t, r.Reconfigure(wrong), "bridge options: ")
+		require.Equal(t, opts, r.Options())
+	}
+	opts.MaxRequestsPerSecond, opts.SyncInterval = 9, time.Hour
+	require.NoError(t, r.Reconfigure(opts))
+	require.Equal(t, opts, r.Options())
 }
 
 // An agent of a stock Coder that nobody registered is served once it connects through the

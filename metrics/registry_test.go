@@ -22,5 +22,6 @@ func TestHeaders(t *testing.T) {
 	require.Equal(t, []Header{
 		{"b_seconds", "B.", Histogram}, {"c_total", `Has a \ and a ".`, Counter}, {"d", "D.", Gauge},
 	}, reg.Headers())
+	clear(reg.Headers()) // of whoever asked
 	require.Equal(t, "# HELP c_total Has a \\\\ and a \".\n# TYPE c_total counter\n", string(reg.Headers()[1].AppendText(nil)))
 }

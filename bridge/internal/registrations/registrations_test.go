@@ -724,6 +724,28 @@ func TestOptions(t *testing.T) {
 	}
 }
 
+// A changed interval counts from the next sync on. One that cannot be changes nothing.
+func TestSetSyncInterval(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		rest := codertest.NewREST()
+		rest.Put(started(1))
+		s := newSetup(t, rest, 0)
+		s.run()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		require.Equal(t, 1, s.syncs(outcomeSynced))
+		require.ErrorContains(t, s.SetSyncInterval(time.Second), "sync interval: want at least 10s, got 1s")
+		require.Equal(t, 5*time.Minute, s.SyncInterval())
+		require.NoError(t, s.SetSyncInterval(time.Minute))
+		time.Sleep(4 * time.Minute)
+		require.Equal(t, 1, s.syncs(outcomeSynced), "the wait had begun before")
+		time.Sleep(12 * time.Minute) // the rest of it, and ten of a minute each
+		require.GreaterOrEqual(t, s.syncs(outcomeSynced), 10)
+		require.NoError(t, s.SetSyncInterval(0))
+		require.Equal(t, 5*time.Minute, s.SyncInterval(), "it is the default")
+	})
+}
+
 func sortedIDs(ids map[uuid.UUID]struct{}) []uuid.UUID {
 	list := make([]uuid.UUID, 0, len(ids))
 	for id := range ids {
