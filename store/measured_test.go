@@ -1,6 +1,7 @@
 package store
 
 import (
+	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -57,23 +58,28 @@ func TestCallsAreMeasured(t *testing.T) {
 // Each pool has its numbers, and that of a server its limit.
 func TestPools(t *testing.T) {
 	s := openTemp(t)
-	names := func(s *Store) (all []string) {
+	conn, err := s.writer.Conn(t.Context())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close()) }()
+	numbers := func(s *Store) (all []string) {
 		reg := prometheus.NewPedanticRegistry()
 		require.NoError(t, s.registerPools(7, reg))
 		families, err := reg.Gather()
 		require.NoError(t, err)
 		for _, f := range families {
 			for _, m := range f.Metric {
-				if f.GetName() == "agentstatsd_go_sql_open_connections" || f.GetName() == "agentstatsd_limit" {
-					all = append(all, m.Label[0].GetValue()+" "+f.GetName())
+				if slices.Contains([]string{"agentstatsd_go_sql_max_open_connections", "agentstatsd_limit", "agentstatsd_usage"}, f.GetName()) {
+					all = append(all, fmt.Sprintf("%s %s %v", m.Label[0].GetValue(), strings.TrimPrefix(f.GetName(), "agentstatsd_"), m.GetGauge().GetValue()))
 				}
 			}
 		}
 		return all
 	}
-	require.Equal(t, []string{"sqlite_reader agentstatsd_go_sql_open_connections", "sqlite_writer agentstatsd_go_sql_open_connections"}, names(s))
+	readers := s.reader.Stats().MaxOpenConnections
+	require.Greater(t, readers, 1)
+	require.Equal(t, []string{fmt.Sprintf("sqlite_reader go_sql_max_open_connections %d", readers), "sqlite_writer go_sql_max_open_connections 1"}, numbers(s))
 	server := &Store{dialect: &postgresDialect, writer: s.writer, reader: s.writer}
-	require.Equal(t, []string{"postgres agentstatsd_go_sql_open_connections", "database_conns agentstatsd_limit"}, names(server))
+	require.Equal(t, []string{"postgres go_sql_max_open_connections 1", "database_conns limit 7", "database_conns usage 1"}, numbers(server))
 }
 
 // A call is measured once, also if it fails.
