@@ -155,7 +155,7 @@ func (s *Service) failure(ctx context.Context, who grpcserver.Caller, doing stri
 		}
 		return status.Error(codes.Unauthenticated, "unknown token")
 	}
-	return grpcserver.Failure(ctx, s.log, doing, err)
+	return s.server.Failure(ctx, doing, err)
 }
 
 // endStatus returns the status of a stream whose session ended by the fleet.

@@ -15,6 +15,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/internal/backoff"
 	"github.com/coder/agentstatsd/internal/outage"
+	"github.com/coder/agentstatsd/internal/recurring"
 )
 
 // Store is the database. store.Store is one.
@@ -43,6 +44,7 @@ type Batcher struct {
 	outage    *outage.Log // of flushes
 	// publishing is the outage of notifications.
 	publishing *outage.Log
+	refused    recurring.Events // rows that the database refuses
 	metrics    *metrics
 	retries    backoff.Backoff
 	wake       chan struct{} // a batch is full

@@ -3,6 +3,7 @@ package batcher
 import (
 	"bytes"
 	"context"
+	"log/slog"
 	"math"
 	"slices"
 	"sync"
@@ -150,10 +151,15 @@ func (b *Batcher) ready() int {
 // BatchSize, and returns how many it tried.
 func (b *Batcher) flushReady(ctx context.Context, reason string, n int) (rows int, err error) {
 	done, err := b.flush(ctx, reason, &b.pending.queue, n, b.writeAgents)
-	if done.refused != nil {
-		b.log.WarnContext(ctx, "database refused metadata", "rows", done.rejected, "first_error", done.refused)
+	if done.rejected > 0 {
+		b.logRefused(ctx, done.rejected, done.refused)
 	}
 	return done.rows, err
+}
+
+// logRefused logs that the database refused rows, and the first refusal.
+func (b *Batcher) logRefused(ctx context.Context, rows int, first error) {
+	b.refused.Log(ctx, b.log, slog.LevelWarn, "rows", rows, "database refused metadata", "first_error", first)
 }
 
 // flushed is what a flush did: the rows that it took, those that were rejected,

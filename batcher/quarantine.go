@@ -101,8 +101,8 @@ func (b *Batcher) flushQuarantine(work context.Context, reason string, calls int
 	refusedRows := 0
 	var first error
 	defer func() {
-		if first != nil {
-			b.log.WarnContext(work, "database refused metadata of agents that it refused some of before", "rows", refusedRows, "first_error", first)
+		if refusedRows > 0 {
+			b.logRefused(work, refusedRows, first)
 		}
 	}()
 	for b.calls < calls {

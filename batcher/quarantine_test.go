@@ -1,9 +1,13 @@
 package batcher
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
+	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -31,7 +35,8 @@ func TestQuarantine(t *testing.T) {
 		// A call takes its time, so that they can be counted by it.
 		store.before = func(context.Context, []agent.Metadata) error { time.Sleep(5 * time.Millisecond); return nil }
 		reg := prometheus.NewRegistry()
-		b, err := New(store, &fakePublisher{}, Options{}, reg, quiet)
+		var logged bytes.Buffer
+		b, err := New(store, &fakePublisher{}, Options{}, reg, slog.New(slog.NewTextHandler(&logged, nil)))
 		require.NoError(t, err)
 		stop := run(t, b)
 		good, bad := &fakeTracker{}, &fakeTracker{}
@@ -64,6 +69,16 @@ func TestQuarantine(t *testing.T) {
 		require.Empty(t, bad.sequences(), "the end takes what it takes")
 		require.Empty(t, append(bad.wrong, good.wrong...))
 		require.Len(t, bad.resolved, hostile*12*80)
+		lines := regexp.MustCompile(`(?m)^time=(\S+) level=WARN msg="database refused metadata" rows=([1-9]\d*) first_error=`).FindAllStringSubmatch(logged.String(), -1)
+		require.GreaterOrEqual(t, len(lines), 2)
+		require.Equal(t, len(lines), strings.Count(logged.String(), "refused"))
+		var last time.Time
+		for _, line := range lines {
+			at, err := time.Parse(time.RFC3339, line[1])
+			require.NoError(t, err)
+			require.GreaterOrEqual(t, at.Sub(last), time.Minute-time.Millisecond)
+			last = at
+		}
 	})
 }
 

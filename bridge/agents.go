@@ -1,43 +1,16 @@
 package bridge
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"strings"
-	"sync"
-	"time"
-
-	"golang.org/x/time/rate"
 
 	"github.com/coder/agentstatsd/bridge/internal/copies"
 	"github.com/coder/agentstatsd/bridge/internal/decode"
 	"github.com/coder/agentstatsd/bridge/internal/proxy"
 	"github.com/coder/agentstatsd/bridge/internal/relaying"
 )
-
-// logInterval is the least time between two lines about connections that are given up.
-const logInterval = time.Minute
-
-// sometimes limits a line of the log, and counts what it leaves out.
-type sometimes struct {
-	mu      sync.Mutex
-	often   rate.Sometimes
-	leftOut int
-}
-
-// do calls f with how many calls of do since the last one had no effect.
-func (s *sometimes) do(f func(leftOut int)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.often.Interval = logInterval
-	done := false
-	s.often.Do(func() {
-		f(s.leftOut)
-		s.leftOut, done = 0, true
-	})
-	if !done {
-		s.leftOut++
-	}
-}
 
 // decoder decodes and relays the connection of an agent.
 type decoder struct {
@@ -82,7 +55,6 @@ func (b *Bridge) giveUp(err error) {
 		reason = ended.Reason
 	}
 	b.metrics.ended.WithLabelValues(string(reason)).Inc()
-	b.givenUp.do(func(leftOut int) {
-		b.log.Warn("a connection of an agent is not decoded any more, and goes on", "reason", string(reason), "error", err, "lines_left_out", leftOut)
-	})
+	b.givenUp.Log(context.Background(), b.log, slog.LevelWarn, "connections", 1, "a connection of an agent is not decoded any more, and goes on",
+		"reason", string(reason), "error", err)
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/coder/agentstatsd/bridge/internal/proxy"
 	"github.com/coder/agentstatsd/bridge/internal/relaying"
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/recurring"
 )
 
 const (
@@ -54,7 +55,7 @@ type Bridge struct {
 	relaying *relaying.Relaying
 	metrics  *metrics
 	log      *slog.Logger
-	givenUp  sometimes
+	givenUp  recurring.Events // connections
 
 	serving, draining atomic.Bool
 }

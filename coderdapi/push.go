@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -255,23 +256,24 @@ func (p *push) storeSnapshot(ctx context.Context) ([]agent.PushRefusal, error) {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		}
-		return nil, p.failure(err)
+		return nil, p.failure(ctx, err)
 	}
 	return refused, nil
 }
 
 // failure returns the status for coderd of a snapshot of which nothing is taken in.
-func (p *push) failure(err error) error {
-	log := p.service.log.With("replica", p.snapshot.Replica, "error", err)
+func (p *push) failure(ctx context.Context, err error) error {
+	s := p.service
+	log := s.log.With("replica", p.snapshot.Replica, "error", err)
 	switch {
 	case errors.Is(err, agent.ErrNoRoom):
-		log.Warn("a push is refused, as there is no room for it")
+		s.pushesWithoutRoom.Log(ctx, log, slog.LevelWarn, "pushes", 1, "a push is refused, as there is no room for it")
 		return grpcserver.Exhausted(p.snapshot.Interval, err.Error())
 	case errors.Is(err, agent.ErrRejected):
-		log.Error("the database refuses a push")
+		s.rejectedPushes.Log(ctx, log, slog.LevelError, "pushes", 1, "the database refuses a push")
 		return status.Error(codes.InvalidArgument, "the database refuses the data")
 	}
-	log.Error("a push could not be taken in")
+	s.failedPushes.Log(ctx, log, slog.LevelError, "pushes", 1, "a push could not be taken in")
 	return grpcserver.ErrDatabaseDown
 }
 

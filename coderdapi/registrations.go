@@ -3,6 +3,7 @@ package coderdapi
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 
@@ -123,7 +124,7 @@ func (s *Service) answerRegistrations(ctx context.Context, total int, refused []
 		reservationFrom(ctx).markAnswered()
 	}
 	if len(refused) > 0 {
-		s.log.Warn("registrations of coderd are refused", "refused", len(refused), "of", total,
+		s.refusedRegistrations.Log(ctx, s.log, slog.LevelWarn, "refused", len(refused), "registrations of coderd are refused",
 			"first_agent", refused[0].Agent, "first_workspace", refused[0].Workspace, "field", refused[0].Field, "problem", refused[0].Problem)
 	}
 }

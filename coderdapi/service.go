@@ -19,6 +19,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/internal/recurring"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -69,6 +70,8 @@ type Service struct {
 	opts    atomic.Pointer[Options] // Reconfigure replaces them
 	metrics *metrics
 	log     *slog.Logger
+	// What the log has of registrations that are refused, and of pushes that are not taken in.
+	refusedRegistrations, pushesWithoutRoom, rejectedPushes, failedPushes recurring.Events
 	// Limits of what may be under way at once.
 	watches, syncs, pushes grpcserver.Slots
 	// pushersPushes are those of pushes that those may have who may only push,
@@ -182,7 +185,7 @@ func (s *Service) failure(ctx context.Context, doing string, err error) error {
 	case errors.Is(err, fleet.ErrUnavailable):
 		return grpcserver.ErrNotLoaded
 	}
-	return grpcserver.Failure(ctx, s.log, doing, err)
+	return s.server.Failure(ctx, doing, err)
 }
 
 // Limits of messages without an option, as they follow from the contract.

@@ -33,6 +33,7 @@ import (
 	"github.com/coder/agentstatsd/fleet/internal/writequeue"
 	"github.com/coder/agentstatsd/internal/backoff"
 	"github.com/coder/agentstatsd/internal/outage"
+	"github.com/coder/agentstatsd/internal/recurring"
 )
 
 // Errors that callers branch on.
@@ -140,7 +141,8 @@ type Fleet struct {
 	opts          atomic.Pointer[Options] // Reconfigure replaces them
 	metrics       *metrics
 	log           *slog.Logger
-	writes, loads *outage.Log // of the database
+	refusedStates recurring.Events // of the database
+	writes, loads *outage.Log      // of the database
 
 	// changeSem is a semaphore of one. Whoever changes the registrations holds it,
 	// so that the database and memory change in one order. No stream waits for it.

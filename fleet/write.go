@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 
 	"github.com/coder/agentstatsd/agent"
@@ -115,7 +116,7 @@ func (f *Fleet) saveStates(ctx context.Context, batch []stateWrite) error {
 		return fmt.Errorf("save states: %w", err)
 	case len(batch) == 1:
 		f.metrics.statesRejected.Inc()
-		f.log.Warn("the database refuses the state of an agent", "agent", batch[0].entry.id, "error", err)
+		f.refusedStates.Log(ctx, f.log, slog.LevelWarn, "states", 1, "the database refuses the state of an agent", "agent", batch[0].entry.id, "error", err)
 		batch[0].resolve(&agent.Refusal{
 			Kind:    agent.RefusedStore,
 			Reason:  "store",

@@ -2,6 +2,7 @@ package grpcserver
 
 import (
 	"context"
+	"log/slog"
 	"runtime/debug"
 	"strings"
 
@@ -18,7 +19,7 @@ var errInternal = status.Error(codes.Internal, "internal error")
 // caller.
 func (s *Server) Recovered(p any) error {
 	s.metrics.panics.Inc()
-	s.log.Error("a gRPC handler panicked", "panic", p, "stack", string(debug.Stack()))
+	s.panics.Log(context.Background(), s.log, slog.LevelError, "panics", 1, "a gRPC handler panicked", "panic", p, "stack", string(debug.Stack()))
 	return errInternal
 }
 
@@ -37,7 +38,7 @@ func (s *Server) guard(ctx context.Context, method string, err error) error {
 	if ctx.Err() != nil {
 		return status.FromContextError(ctx.Err()).Err()
 	}
-	s.log.Error("a gRPC handler failed", "method", method, "error", err)
+	s.faults.Log(ctx, s.log, slog.LevelError, "calls", 1, "a gRPC handler failed", "method", method, "error", err)
 	return errInternal
 }
 

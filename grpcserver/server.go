@@ -28,6 +28,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/recurring"
 )
 
 // stopTimeout bounds what is left after the drain: calls without a stream.
@@ -55,9 +56,12 @@ const (
 
 // Server serves registered services, health and reflection.
 type Server struct {
-	opts     atomic.Pointer[Options] // Reconfigure replaces them
-	metrics  *metrics
-	log      *slog.Logger
+	opts    atomic.Pointer[Options] // Reconfigure replaces them
+	metrics *metrics
+	log     *slog.Logger
+	// What the log has of calls: that they failed, and that handlers did or panicked.
+	failures, faults, panics recurring.Events
+
 	auth     *authenticator
 	grpc     *grpc.Server
 	health   *health.Server

@@ -46,12 +46,12 @@ func withDetails(code codes.Code, text string, details protoadapt.MessageV1) err
 }
 
 // Failure returns the status of an error of a component, which the peer cannot do
-// anything about. The error is logged; its text does not reach the peer.
-func Failure(ctx context.Context, log *slog.Logger, doing string, err error) error {
+// anything about. The log has one a minute; its text does not reach the peer.
+func (s *Server) Failure(ctx context.Context, doing string, err error) error {
 	if ctx.Err() != nil {
 		return status.FromContextError(ctx.Err()).Err()
 	}
-	log.Error("a call failed", "doing", doing, "error", err)
+	s.failures.Log(ctx, s.log, slog.LevelError, "calls", 1, "a call failed", "doing", doing, "error", err)
 	if errors.Is(err, agent.ErrRejected) {
 		return status.Error(codes.InvalidArgument, "the database refuses the data")
 	}

@@ -12,7 +12,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/time/rate"
+
+	"github.com/coder/agentstatsd/internal/recurring"
 )
 
 const (
@@ -169,8 +170,7 @@ func (n *NATS) options(ctx context.Context, made chan<- struct{}, closed chan<- 
 			n.link.noteLost(err)
 		}
 	}
-	// An error can come with each message.
-	sometimes := rate.Sometimes{First: 1, Interval: time.Minute}
+	var errs recurring.Events // one can come with each message
 	return []nats.Option{
 		nats.Name(n.opts.Name),
 		nats.Timeout(n.opts.Timeout),
@@ -193,7 +193,7 @@ func (n *NATS) options(ctx context.Context, made chan<- struct{}, closed chan<- 
 		nats.ReconnectErrHandler(lost),
 		nats.ClosedHandler(func(*nats.Conn) { close(closed) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			sometimes.Do(func() { n.log.Warn("error on the connection to NATS", "error", redacted{err}) })
+			errs.Log(ctx, n.log, slog.LevelWarn, "errors", 1, "error on the connection to NATS", "error", redacted{err})
 		}),
 		nats.LameDuckModeHandler(func(*nats.Conn) {
 			n.log.Info("the NATS server is about to stop, and asks to connect elsewhere")

@@ -40,6 +40,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/internal/backoff"
 	"github.com/coder/agentstatsd/internal/outage"
+	"github.com/coder/agentstatsd/internal/recurring"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pushed/internal/family"
 )
@@ -88,9 +89,11 @@ type Families struct {
 	reserver FamilyReserver
 	opts     atomic.Pointer[Options] // Reconfigure replaces them
 	log      *slog.Logger
-	reads    *outage.Log
-	retries  backoff.Backoff
-	metrics  *ownMetrics
+	// What the log has of families that cannot be rendered, and rows that cannot be decoded.
+	unrendered, undecoded recurring.Events
+	reads                 *outage.Log
+	retries               backoff.Backoff
+	metrics               *ownMetrics
 	// codec is used by the holder of writing.
 	codec  *family.Codec
 	policy family.Policy

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
@@ -30,7 +31,7 @@ func (f *Families) skipLocked(ctx context.Context, bad []badRow) {
 		}
 		f.unreadable[b.id] = b
 		f.metrics.undecodable.Inc()
-		f.log.ErrorContext(ctx, "a stored push cannot be decoded and is skipped", "instance", fmt.Sprintf("%x", b.id), "error", b.err)
+		f.undecoded.Log(ctx, f.log, slog.LevelError, "rows", 1, "a stored push cannot be decoded and is skipped", "instance", fmt.Sprintf("%x", b.id), "error", b.err)
 		if known := f.instances[b.id]; known != nil {
 			copied := *known
 			copied.version = b.version

@@ -1,7 +1,9 @@
 package pushed
 
 import (
+	"context"
 	"io"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -152,7 +154,7 @@ func (f *Families) rebuildLocked(now time.Time, names []string) {
 		r, err := family.Render(merged)
 		if err != nil {
 			// What was pushed was checked: a bug. The others are served.
-			f.log.Error("pushed family left out", "error", err)
+			f.unrendered.Log(context.Background(), f.log, slog.LevelError, "families", 1, "pushed family left out", "error", err)
 			f.metrics.renderErrors.Inc()
 			delete(f.rendered, name)
 			continue

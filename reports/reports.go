@@ -53,6 +53,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/internal/backoff"
 	"github.com/coder/agentstatsd/internal/outage"
+	"github.com/coder/agentstatsd/internal/recurring"
 )
 
 // Store is the database. store.Store is one; its methods say more.
@@ -127,6 +128,7 @@ type Reports struct {
 	opts    atomic.Pointer[Options] // Reconfigure replaces them
 	metrics *metrics
 	log     *slog.Logger
+	refused recurring.Events // reports that the database refuses
 	// polls, writing and deliveries are outages of the database.
 	polls, writing, deliveries *outage.Log
 

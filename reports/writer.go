@@ -3,6 +3,7 @@ package reports
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
@@ -180,7 +181,7 @@ func (r *Reports) writeFrozen(ctx context.Context) (known bool) {
 		// Its sequence is the next one's: nothing was written.
 		n := r.resolveFrozen()
 		r.metrics.dropped.WithLabelValues(droppedRejected).Add(float64(n))
-		r.log.ErrorContext(ctx, "the database refused reports of an agent for watchers", "reports", n, "error", err)
+		r.refused.Log(ctx, r.log, slog.LevelError, "reports", int(n), "the database refused reports of an agent for watchers", "error", err)
 		return true
 	case err != nil:
 		r.metrics.errors.WithLabelValues(errorWrite).Inc()

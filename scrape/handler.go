@@ -5,8 +5,10 @@ package scrape
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/common/expfmt"
 
+	"github.com/coder/agentstatsd/internal/recurring"
 	"github.com/coder/agentstatsd/metrics"
 )
 
@@ -53,6 +56,8 @@ type handler struct {
 	opts    Options
 	parts   []metrics.Exposer
 	metrics *ownMetrics
+	// What the log has of scrapes that are not whole.
+	cut, lacking recurring.Events
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -94,7 +99,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	case err != nil:
 		h.metrics.errors.WithLabelValues(causePart).Inc()
-		h.opts.Log.Error("scrape cut short", "error", err)
+		h.cut.Log(r.Context(), h.opts.Log, slog.LevelError, "scrapes", 1, "scrape cut short", "error", err)
 		panic(http.ErrAbortHandler)
 	}
 	h.metrics.duration.WithLabelValues(formatName(format)).Observe(time.Since(start).Seconds())
@@ -122,7 +127,7 @@ func (h *handler) writeParts(w io.Writer, format expfmt.Format) error {
 	}
 	if err != nil {
 		h.metrics.errors.WithLabelValues(causeGather).Inc()
-		h.opts.Log.Warn("part of the service's own families left out", "error", err)
+		h.lacking.Log(context.Background(), h.opts.Log, slog.LevelWarn, "scrapes", 1, "part of the service's own families left out", "error", err)
 	}
 	buffered := bufio.NewWriterSize(w, registryBuffer)
 	encoder := expfmt.NewEncoder(buffered, format)

@@ -1,12 +1,14 @@
 package web
 
 import (
+	"context"
 	"log"
 	"log/slog"
 	"net"
 	"strings"
 
 	"github.com/coder/agentstatsd/internal/handshake"
+	"github.com/coder/agentstatsd/internal/recurring"
 )
 
 // errorLog logs net/http's messages with the peer as an attribute, so that lines
@@ -14,22 +16,24 @@ import (
 type errorLog struct {
 	log  *slog.Logger
 	gate *handshake.Gate // nil: plaintext
+	// What the log has of panics, and of other messages.
+	panics, others recurring.Events
 }
 
 func newErrorLog(l *slog.Logger, gate *handshake.Gate) *log.Logger {
-	return log.New(errorLog{l, gate}, "", 0)
+	return log.New(&errorLog{log: l, gate: gate}, "", 0)
 }
 
 // Write implements io.Writer for log.Logger: one call for each line.
-func (e errorLog) Write(line []byte) (int, error) {
+func (e *errorLog) Write(line []byte) (int, error) {
 	text := strings.TrimSpace(string(line))
 	if e.gate.FailedHTTP(text) {
 		return len(line), nil
 	}
 	if peer, why, ok := cutPeer(text, "http: panic serving "); ok {
-		e.log.Error("an HTTP handler panicked", "peer", peer, "panic", why)
+		e.panics.Log(context.Background(), e.log, slog.LevelError, "panics", 1, "an HTTP handler panicked", "peer", peer, "panic", why)
 	} else {
-		e.log.Warn("HTTP server", "error", text)
+		e.others.Log(context.Background(), e.log, slog.LevelWarn, "errors", 1, "HTTP server", "error", text)
 	}
 	return len(line), nil
 }

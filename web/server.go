@@ -17,9 +17,9 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/time/rate"
 
 	"github.com/coder/agentstatsd/internal/handshake"
+	"github.com/coder/agentstatsd/internal/recurring"
 	"github.com/coder/agentstatsd/scrape"
 	"github.com/coder/agentstatsd/secrets"
 )
@@ -69,13 +69,12 @@ func NewServer(next http.Handler, opts Options, reg prometheus.Registerer, log *
 	if err != nil {
 		return nil, fmt.Errorf("web: %w", err)
 	}
-	sometimes := rate.Sometimes{Interval: time.Minute}
+	var closed recurring.Events
 	s.conns.refused = func(limit string) {
 		m.closed.WithLabelValues(limit).Inc()
 		// Its caller has locked the mutex.
-		sometimes.Do(func() {
-			go log.Warn("connections of HTTP are closed to stay within a limit", "listener", opts.Name, "limit", limit)
-		})
+		go closed.Log(context.Background(), log, slog.LevelWarn, "connections", 1, "connections of HTTP are closed to stay within a limit",
+			"listener", opts.Name, "limit", limit)
 	}
 	if err := s.registerGauges(labelled); err != nil {
 		return nil, fmt.Errorf("web: %w", err)

@@ -463,8 +463,8 @@ func TestErrorLog(t *testing.T) {
 	l.Printf("http: panic serving 10.0.0.1:99: a bug\nstack")
 	l.Printf("http: Accept error: too many open files; retrying in 5ms")
 	require.Equal(t, strings.Join([]string{
-		`level=WARN msg="TLS handshakes failed" listener=prometheus reason=other handshakes=1 peer=10.0.0.1 error="tls: no"`,
-		`level=ERROR msg="an HTTP handler panicked" peer=10.0.0.1 panic="a bug\nstack"`,
-		`level=WARN msg="HTTP server" error="http: Accept error: too many open files; retrying in 5ms"`,
+		`level=WARN msg="TLS handshakes failed" handshakes=1 listener=prometheus reason=other peer=10.0.0.1 error="tls: no"`,
+		`level=ERROR msg="an HTTP handler panicked" panics=1 peer=10.0.0.1 panic="a bug\nstack"`,
+		`level=WARN msg="HTTP server" errors=1 error="http: Accept error: too many open files; retrying in 5ms"`,
 	}, "\n")+"\n", out.String())
 }

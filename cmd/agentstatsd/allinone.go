@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/librarylog"
 	"github.com/coder/agentstatsd/internal/stages"
 	"github.com/coder/agentstatsd/optiontable"
 )
@@ -33,7 +34,7 @@ func allInOneCommand() *serpent.Command {
 			if err != nil {
 				return err
 			}
-			logLibraries(log)
+			librarylog.GRPC(log)
 			return runAllInOne(inv.Context(), &b, log)
 		},
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/coder/agentstatsd/client"
 	"github.com/coder/agentstatsd/internal/addresses"
 	"github.com/coder/agentstatsd/internal/handshake"
+	"github.com/coder/agentstatsd/internal/librarylog"
 	"github.com/coder/agentstatsd/internal/readiness"
 	"github.com/coder/agentstatsd/internal/stages"
 	"github.com/coder/agentstatsd/metrics"
@@ -42,7 +43,7 @@ func bridgeCommand() *serpent.Command {
 			if err != nil {
 				return err
 			}
-			logLibraries(log)
+			librarylog.GRPC(log)
 			return runBridge(inv.Context(), &c, log)
 		},
 	}

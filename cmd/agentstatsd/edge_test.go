@@ -93,7 +93,7 @@ func TestGarbageIsNotLogged(t *testing.T) {
 				require.NoError(t, conn.Close())
 			}
 			if name == "TLS" {
-				require.Contains(t, <-logged, `msg="TLS handshakes failed" component=grpcserver listener=grpc reason=not_tls handshakes=1 peer=127.0.0.1`)
+				require.Contains(t, <-logged, `msg="TLS handshakes failed" component=grpcserver handshakes=1 listener=grpc reason=not_tls peer=127.0.0.1`)
 			}
 			require.Empty(t, logged)
 		})

@@ -5,6 +5,7 @@ import (
 
 	"github.com/coder/serpent"
 
+	"github.com/coder/agentstatsd/internal/librarylog"
 	"github.com/coder/agentstatsd/optiontable"
 )
 
@@ -20,7 +21,7 @@ func serveCommand() *serpent.Command {
 			if err != nil {
 				return err
 			}
-			logLibraries(log)
+			librarylog.GRPC(log)
 			s, err := newService(inv.Context(), &c, log)
 			if err != nil {
 				return unlessStopped(inv.Context(), err)

@@ -82,10 +82,8 @@ func (g *Gate) failed(host string, err error) {
 	if reason == failedClosed {
 		level = slog.LevelDebug
 	}
-	if n, due := g.failures[reason].Due(1); due {
-		g.log.Log(context.Background(), level, "TLS handshakes failed",
-			"listener", g.listener, "reason", reason, "handshakes", n, "peer", host, "error", err)
-	}
+	g.failures[reason].Log(context.Background(), g.log, level, "handshakes", 1, "TLS handshakes failed",
+		"listener", g.listener, "reason", reason, "peer", host, "error", err)
 }
 
 // newFailures returns what counts failures for the log, by reason.

@@ -131,7 +131,7 @@ func TestFailuresHaveReasons(t *testing.T) {
 				if reason == failedClosed {
 					level = "DEBUG"
 				}
-				require.Equal(t, level+" TLS handshakes failed listener=test reason="+reason+" handshakes=1 peer=127.0.0.1", <-lines)
+				require.Equal(t, level+" TLS handshakes failed handshakes=1 listener=test reason="+reason+" peer=127.0.0.1", <-lines)
 				require.Equal(t, 1.0, testutil.ToFloat64(g.metrics.failed.WithLabelValues(reason)))
 			})
 		}
@@ -167,11 +167,11 @@ func TestFailuresAreLoggedOnceAMinute(t *testing.T) {
 			g.Failed(peer, errors.New("tls: first record does not look like a TLS handshake"))
 			g.Failed(peer, io.EOF)
 		}
-		require.Contains(t, out.String(), `level=WARN msg="TLS handshakes failed" listener=test reason=not_tls handshakes=1 peer=::1 error="tls: first`)
+		require.Contains(t, out.String(), `level=WARN msg="TLS handshakes failed" handshakes=1 listener=test reason=not_tls peer=::1 error="tls: first`)
 		require.Equal(t, 1, strings.Count(out.String(), "\n"))
 		time.Sleep(time.Minute)
 		g.Failed(peer, errors.New("tls: first record does not look like a TLS handshake"))
 		require.Equal(t, 2, strings.Count(out.String(), "\n"))
-		require.Contains(t, out.String(), "handshakes=100 peer=::1")
+		require.Contains(t, out.String(), "handshakes=100 listener=test reason=not_tls peer=::1")
 	})
 }

@@ -3,6 +3,8 @@
 package recurring
 
 import (
+	"context"
+	"log/slog"
 	"sync"
 	"time"
 )
@@ -20,9 +22,21 @@ type Events struct {
 	count  int       // since then
 }
 
-// Due notes n more events. It reports whether the caller is to log a line now, and how many
-// there were since the last one, these included.
-func (e *Events) Due(n int) (total int, due bool) {
+// Log notes n more events, and logs them: at the level if a line is due, with how many there
+// were since the last one, these included, as the attribute what. Otherwise they are for
+// debugging. It does not block but for the log.
+func (e *Events) Log(ctx context.Context, log *slog.Logger, level slog.Level, what string, n int, text string, attrs ...any) {
+	total, due := e.note(n)
+	if !due {
+		total, level = n, slog.LevelDebug
+	}
+	if log.Enabled(ctx, level) {
+		log.Log(ctx, level, text, append([]any{what, total}, attrs...)...)
+	}
+}
+
+// note reports whether a line is due, and how many events there were since the last one.
+func (e *Events) note(n int) (total int, due bool) {
 	now := time.Now()
 	e.mu.Lock()
 	defer e.mu.Unlock()

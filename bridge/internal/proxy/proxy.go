@@ -24,7 +24,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/time/rate"
+
+	"github.com/coder/agentstatsd/internal/recurring"
 )
 
 // AgentPath is that of agents' connections.
@@ -56,12 +57,12 @@ type Proxy struct {
 	opts     Options
 	upstream *url.URL
 	// open returns the Copy of an agent's connection; nil: there is none.
-	open    func(Handshake) Copy
-	reverse *httputil.ReverseProxy
-	conns   *conns
-	metrics *metrics
-	log     *slog.Logger
-	logged  rate.Sometimes
+	open       func(Handshake) Copy
+	reverse    *httputil.ReverseProxy
+	conns      *conns
+	metrics    *metrics
+	log        *slog.Logger
+	unanswered recurring.Events // requests
 
 	mu       sync.Mutex
 	draining bool                 // guarded by mu
@@ -88,7 +89,7 @@ func New(upstream *url.URL, open func(Handshake) Copy, opts Options, reg prometh
 	}
 	p := &Proxy{
 		opts: opts, upstream: upstream, open: open, conns: newConns(opts.MaxConnections, m), metrics: m, log: log,
-		logged: rate.Sometimes{First: 1, Interval: time.Minute}, tunnels: make(map[*tunnel]struct{}), empty: make(chan struct{}),
+		tunnels: make(map[*tunnel]struct{}), empty: make(chan struct{}),
 	}
 	dialer := &net.Dialer{Timeout: opts.DialTimeout, KeepAlive: 15 * time.Second}
 	protocols := new(http.Protocols)
@@ -294,7 +295,7 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	p.mu.Lock()
 	p.away = time.Now()
 	p.mu.Unlock()
-	p.logged.Do(func() { p.log.Warn("coderd does not answer", "upstream", p.upstream.Host, "error", causeOf(err)) })
+	p.unanswered.Log(r.Context(), p.log, slog.LevelWarn, "requests", 1, "coderd does not answer", "upstream", p.upstream.Host, "error", causeOf(err))
 	return resp, err
 }
 

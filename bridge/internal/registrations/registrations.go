@@ -24,6 +24,7 @@ import (
 	"github.com/coder/agentstatsd/bridge/internal/coder"
 	"github.com/coder/agentstatsd/client"
 	"github.com/coder/agentstatsd/internal/backoff"
+	"github.com/coder/agentstatsd/internal/recurring"
 )
 
 const (
@@ -48,11 +49,12 @@ const (
 // Registrations are the registrations of one Coder deployment. All methods may be called
 // by any goroutine.
 type Registrations struct {
-	coder   *coder.Client
-	service *client.Coderd
-	opts    Options
-	metrics *metrics
-	log     *slog.Logger
+	coder        *coder.Client
+	service      *client.Coderd
+	opts         Options
+	metrics      *metrics
+	log          *slog.Logger
+	unregistered recurring.Events // attempts
 	// syncInterval is in force, in place of that of opts.
 	syncInterval atomic.Int64
 	// holder is who acquires tasks.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/google/uuid"
@@ -143,7 +144,7 @@ func (r *Registrations) runUnknown(ctx context.Context) {
 			r.waitForToken(ctx, err)
 		default:
 			failures++
-			r.log.Warn("agents that have connected are not registered", "error", err)
+			r.unregistered.Log(ctx, r.log, slog.LevelWarn, "attempts", 1, "agents that have connected are not registered", "error", err)
 			retries.Wait(ctx, failures)
 		}
 		ask(r.wake) // those that wait are looked for again

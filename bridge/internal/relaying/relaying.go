@@ -11,11 +11,11 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/time/rate"
 
 	"github.com/coder/agentstatsd/bridge/internal/decode"
 	"github.com/coder/agentstatsd/client"
 	"github.com/coder/agentstatsd/client/drpctap"
+	"github.com/coder/agentstatsd/internal/recurring"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -39,7 +39,7 @@ type Relaying struct {
 	opts    Options
 	metrics *metrics
 	log     *slog.Logger
-	logged  rate.Sometimes
+	lost    recurring.Events // calls
 
 	ctx      context.Context // of goodbyes
 	cancel   context.CancelFunc
@@ -63,7 +63,7 @@ func New(relays *client.Relays, opts Options, reg prometheus.Registerer, log *sl
 	}
 	r := &Relaying{
 		relays: relays, tap: drpctap.New(relays, drpctap.Options{Logger: log}), opts: opts, metrics: m, log: log,
-		logged: rate.Sometimes{First: 1, Interval: time.Minute}, connected: make(map[uuid.UUID]*connected),
+		connected: make(map[uuid.UUID]*connected),
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	return r, nil
@@ -92,9 +92,7 @@ func (r *Relaying) Goodbye(agentID uuid.UUID) {
 // failed counts and logs what of a call is not relayed.
 func (r *Relaying) failed(call string, err error) {
 	r.metrics.failed.Inc()
-	r.logged.Do(func() {
-		r.log.Warn("what an agent said to coderd is not relayed, or not all of it", "call", call, "error", err)
-	})
+	r.lost.Log(r.ctx, r.log, slog.LevelWarn, "calls", 1, "what an agent said to coderd is not relayed, or not all of it", "call", call, "error", err)
 }
 
 // Unknown has the agent registered that the service does not know, unless it has left. It is

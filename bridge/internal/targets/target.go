@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math"
 	"net"
@@ -293,8 +294,7 @@ func (t *target) noteLeftOut(some []leftOut, reasons map[string]int) {
 		}
 	}
 	if said > 0 {
-		t.leftOutLog.Do(func() {
-			t.log.Warn("families of coderd are left out", "target", t.name, "families", said, "first", first.name, "reason", first.reason, "error", first.message)
-		})
+		t.leftOutLog.Log(context.Background(), t.log, slog.LevelWarn, "families", said, "families of coderd are left out",
+			"target", t.name, "first", first.name, "reason", first.reason, "error", first.message)
 	}
 }

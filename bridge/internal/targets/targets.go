@@ -17,21 +17,17 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/config"
-	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 
 	"github.com/coder/agentstatsd/client"
 	"github.com/coder/agentstatsd/internal/backoff"
+	"github.com/coder/agentstatsd/internal/recurring"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
-
-// leftOutInterval is between two lines of the log about families that are left out.
-const leftOutInterval = time.Minute
 
 // Targets are the coderds that are scraped.
 type Targets struct {
@@ -43,7 +39,7 @@ type Targets struct {
 	http       *config.HTTPClientConfig // nil: there is none
 	metrics    *metrics
 	log        *slog.Logger
-	leftOutLog *rate.Sometimes
+	leftOutLog recurring.Events // families
 
 	mu sync.Mutex
 	// running are the targets by name, lookups why names cannot be looked up. Guarded by
@@ -84,8 +80,7 @@ func New(conn grpc.ClientConnInterface, opts Options, reg prometheus.Registerer,
 	}
 	t := &Targets{
 		service: agentstatsv1.NewCoderdServiceClient(conn), tasks: tasks, holder: uuid.New(), opts: opts, http: conf, metrics: m, log: log,
-		leftOutLog: &rate.Sometimes{Interval: leftOutInterval},
-		running:    make(map[string]*runningTarget), lookups: make(map[string]error),
+		running: make(map[string]*runningTarget), lookups: make(map[string]error),
 	}
 	for _, text := range opts.URLs {
 		s, err := parseSource(text)
