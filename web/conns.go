@@ -15,7 +15,7 @@ type conn struct {
 	address netip.Prefix
 	opened  time.Time
 
-	// trusted is since when scrapes are served whole on it: see Scrapes.
+	// trusted is since when scrapes are served whole on it: see Slots.
 	trusted time.Time
 
 	// Guarded by the mutex of conns. requests are being served; served is when the last

@@ -1,6 +1,8 @@
 package web
 
 import (
+	"strings"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/internal/ownmetrics"
@@ -44,28 +46,32 @@ func (s *Server) registerLimits(listener string, reg prometheus.Registerer) erro
 	)
 }
 
-type scrapesMetrics struct {
+// slotsMetrics are those of what has slots.
+type slotsMetrics struct {
 	refused, cut prometheus.Counter
 }
 
-func newScrapesMetrics(reg prometheus.Registerer) (*scrapesMetrics, error) {
-	m := &scrapesMetrics{
+func newSlotsMetrics(what string, reg prometheus.Registerer) (*slotsMetrics, error) {
+	m := &slotsMetrics{
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "agentstatsd_scrapes_refused_total",
-			Help: "Scrapes answered 503: as many as may be served at once, or in a second, were, for as long as it could wait.",
+			Name: "agentstatsd_" + what + "_refused_total",
+			Help: capital(what) + " answered 503: as many as may be served at once, or in a second, were, for as long as it could wait.",
 		}),
 		cut: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "agentstatsd_scrapes_cut_total",
-			Help: "Scrapes ended before they were whole: their readers took nothing, or too little, while others waited.",
+			Name: "agentstatsd_" + what + "_cut_total",
+			Help: capital(what) + " ended before they were whole: their readers took nothing, or too little, while others waited.",
 		}),
 	}
 	return m, ownmetrics.Register(reg, m.refused, m.cut)
 }
 
-// registerGauges registers the gauge of scrapes that wait now, and the limits.
-func (s *Scrapes) registerGauges(reg prometheus.Registerer) error {
+// capital returns a word with a capital letter, for the beginning of a sentence.
+func capital(word string) string { return strings.ToUpper(word[:1]) + word[1:] }
+
+// registerGauges registers the gauge of requests that wait now, and the limits.
+func (s *Slots) registerGauges(reg prometheus.Registerer) error {
 	err := ownmetrics.RegisterLimits(reg,
-		ownmetrics.Limit{What: "concurrent_scrapes", Limit: func() float64 {
+		ownmetrics.Limit{What: "concurrent_" + s.what, Limit: func() float64 {
 			slots, _ := s.Limits()
 			return float64(slots)
 		}, Usage: func() float64 {
@@ -73,14 +79,14 @@ func (s *Scrapes) registerGauges(reg prometheus.Registerer) error {
 			defer s.line.mu.Unlock()
 			return float64(len(s.line.running))
 		}},
-		ownmetrics.Limit{What: "scrapes_per_second", Limit: func() float64 { return float64(s.line.pace.Limit()) }},
+		ownmetrics.Limit{What: s.what + "_per_second", Limit: func() float64 { return float64(s.line.pace.Limit()) }},
 	)
 	if err != nil {
 		return err
 	}
 	return ownmetrics.Register(reg, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "agentstatsd_scrapes_waiting",
-		Help: "Scrapes that wait until others are served.",
+		Name: "agentstatsd_" + s.what + "_waiting",
+		Help: capital(s.what) + " that wait until others are served.",
 	}, func() float64 {
 		s.line.mu.Lock()
 		defer s.line.mu.Unlock()

@@ -106,9 +106,9 @@ func large() http.Handler {
 
 const largeBytes = 64 * 64 << 10
 
-func scrapesOf(t *testing.T, next http.Handler, slots int) *Scrapes {
+func scrapesOf(t *testing.T, next http.Handler, slots int) *Slots {
 	t.Helper()
-	s, err := NewScrapes(next, slots, rate.Inf, prometheus.NewRegistry())
+	s, err := NewSlots(next, "scrapes", slots, rate.Inf, prometheus.NewRegistry())
 	require.NoError(t, err)
 	return s
 }

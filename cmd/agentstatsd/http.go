@@ -55,8 +55,8 @@ func pprofMux() *http.ServeMux {
 const httpWriteTimeout = 30 * time.Second
 
 // newScrapes bounds the scrapes that next serves, at once and in a second.
-func (c *config) newScrapes(next http.Handler, reg prometheus.Registerer) (*web.Scrapes, error) {
-	return web.NewScrapes(next, int(c.maxConcurrentScrapes), rate.Limit(c.maxScrapesPerSecond), reg)
+func (c *config) newScrapes(next http.Handler, reg prometheus.Registerer) (*web.Slots, error) {
+	return web.NewSlots(next, "scrapes", int(c.maxConcurrentScrapes), rate.Limit(c.maxScrapesPerSecond), reg)
 }
 
 // buildHTTP makes the HTTP edge.

@@ -44,7 +44,7 @@ func BenchmarkServer(b *testing.B) {
 		run(b, s.Serve, func() { _ = s.Close() })
 	})
 	b.Run("web", func(b *testing.B) {
-		scrapes, err := NewScrapes(large(), 16, rate.Inf, prometheus.NewRegistry())
+		scrapes, err := NewSlots(large(), "scrapes", 16, rate.Inf, prometheus.NewRegistry())
 		require.NoError(b, err)
 		s, err := NewServer(scrapes, Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 		require.NoError(b, err)

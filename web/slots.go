@@ -15,30 +15,32 @@ import (
 // maxTrusted bounds the addresses that are remembered as served before.
 const maxTrusted = 1024
 
-// Scrapes bounds how many requests a handler serves at once, and keeps slow and
+// Slots bounds how many requests a handler serves at once, and keeps slow and
 // greedy clients from taking all the room: see line. Who does not get in within 5 s,
 // or half of the scraper's own timeout, is answered 503.
 //
 // A response that is not written whole ends with a reset of its connection or HTTP/2
 // stream. HTTP/1.0 has no other way to mark it as incomplete. To HTTP/1.0 up to 1 MB is
 // sent with its length.
-type Scrapes struct {
+type Slots struct {
+	what    string
 	line    *line
 	next    http.Handler
-	metrics *scrapesMetrics
+	metrics *slotsMetrics
 
 	mu        sync.Mutex
 	addresses map[netip.Prefix]time.Time // served whole since
 }
 
-// NewScrapes returns a handler that has next serve at most slots requests at once, and
-// perSecond for ever. It registers families in reg.
-func NewScrapes(next http.Handler, slots int, perSecond rate.Limit, reg prometheus.Registerer) (*Scrapes, error) {
-	m, err := newScrapesMetrics(reg)
+// NewSlots returns a handler that has next serve at most slots requests at once, and
+// perSecond for ever. What says what it serves, scrapes or pages: names of families and
+// options are made of it. It registers families in reg.
+func NewSlots(next http.Handler, what string, slots int, perSecond rate.Limit, reg prometheus.Registerer) (*Slots, error) {
+	m, err := newSlotsMetrics(what, reg)
 	if err != nil {
 		return nil, fmt.Errorf("web: %w", err)
 	}
-	s := &Scrapes{line: newLine(slots, perSecond), next: next, metrics: m, addresses: make(map[netip.Prefix]time.Time)}
+	s := &Slots{what: what, line: newLine(slots, perSecond), next: next, metrics: m, addresses: make(map[netip.Prefix]time.Time)}
 	if err := s.registerGauges(reg); err != nil {
 		return nil, fmt.Errorf("web: %w", err)
 	}
@@ -47,7 +49,7 @@ func NewScrapes(next http.Handler, slots int, perSecond rate.Limit, reg promethe
 
 // Reconfigure changes how many requests are served at once, and in a second. Those that are
 // being served go on.
-func (s *Scrapes) Reconfigure(slots int, perSecond rate.Limit) {
+func (s *Slots) Reconfigure(slots int, perSecond rate.Limit) {
 	l := s.line
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -57,16 +59,16 @@ func (s *Scrapes) Reconfigure(slots int, perSecond rate.Limit) {
 	l.grantLocked()
 }
 
-// Limits returns what Reconfigure set, or NewScrapes.
-func (s *Scrapes) Limits() (slots int, perSecond rate.Limit) {
+// Limits returns what Reconfigure set, or NewSlots.
+func (s *Slots) Limits() (slots int, perSecond rate.Limit) {
 	s.line.mu.Lock()
 	defer s.line.mu.Unlock()
 	return s.line.slots, s.line.pace.Limit()
 }
 
 // ServeHTTP implements http.Handler.
-func (s *Scrapes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.Method != http.MethodGet { // answered without a scrape
+func (s *Slots) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet { // answered without work
 		s.next.ServeHTTP(w, r)
 		return
 	}
@@ -82,9 +84,10 @@ func (s *Scrapes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if !s.line.acquire(r.Context(), t, scrapeWait(r)) {
 		s.metrics.refused.Inc()
+		slots, perSecond := s.Limits()
 		w.Header().Set("Retry-After", "1")
-		http.Error(w, fmt.Sprintf("too many scrapes: at most %d at once (--max-concurrent-scrapes) and %.0f a second (--max-scrapes-per-second) are served",
-			s.line.slots, float64(s.line.pace.Limit())), http.StatusServiceUnavailable)
+		http.Error(w, fmt.Sprintf("too many %[1]s: at most %[2]d at once (--max-concurrent-%[1]s) and %.0[3]f a second (--max-%[1]s-per-second) are served",
+			s.what, slots, float64(perSecond)), http.StatusServiceUnavailable)
 		return
 	}
 	whole := false
@@ -115,7 +118,7 @@ func scrapeWait(r *http.Request) time.Duration {
 
 // trustedSince returns since when the connection, or else its address, is served
 // whole; zero: it was not yet.
-func (s *Scrapes) trustedSince(c *conn) (since time.Time, byAddress bool) {
+func (s *Slots) trustedSince(c *conn) (since time.Time, byAddress bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !c.trusted.IsZero() {
@@ -126,7 +129,7 @@ func (s *Scrapes) trustedSince(c *conn) (since time.Time, byAddress bool) {
 
 // updateTrust remembers the readers that read whole scrapes, and forgets the
 // others.
-func (s *Scrapes) updateTrust(c *conn, resp *response, whole bool) {
+func (s *Slots) updateTrust(c *conn, resp *response, whole bool) {
 	if resp.cut.Load() {
 		s.metrics.cut.Inc()
 	}
