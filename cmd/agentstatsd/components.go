@@ -19,6 +19,7 @@ import (
 	"github.com/coder/agentstatsd/scrape"
 	"github.com/coder/agentstatsd/store"
 	"github.com/coder/agentstatsd/web"
+	"github.com/coder/agentstatsd/web/console"
 )
 
 // What each component gets of the configuration. TestOptionsReachTheirComponents shows
@@ -194,6 +195,10 @@ func (c *config) coderdServiceOptions() coderdapi.Options {
 
 func (c *config) scrapeOptions() scrape.Options {
 	return scrape.Options{WriteTimeout: c.scrapeTimeout}
+}
+
+func (c *config) consoleOptions() console.Options {
+	return console.Options{ShowMetadata: c.webShowMetadata}
 }
 
 // httpOptions has no TLS and no passwords.

@@ -31,6 +31,9 @@ type config struct {
 	maxConcurrentScrapes  int64
 	maxScrapesPerSecond   int64
 	scrapeTimeout         time.Duration
+	maxConcurrentPages    int64
+	maxPagesPerSecond     int64
+	webShowMetadata       bool
 	maxHTTPConns          int64
 	maxHTTPConnsPerAddr   int64
 	webConfigFile         string

@@ -11,16 +11,36 @@ import (
 
 	"github.com/coder/agentstatsd/internal/readiness"
 	"github.com/coder/agentstatsd/web"
+	"github.com/coder/agentstatsd/web/console"
 )
 
-// newMux returns what the HTTP listener serves: the registry at / and /metrics,
-// liveness at /-/healthy, readiness at /-/ready, with the warnings.
+// newMux returns what the HTTP listener serves: the registry at /metrics, liveness at
+// /-/healthy, readiness at /-/ready, with the warnings.
 func newMux(scrape http.Handler, ready func() readiness.Answer) *http.ServeMux {
 	mux := http.NewServeMux()
-	mux.Handle("/{$}", scrape)
 	mux.Handle("/metrics", scrape)
 	addProbes(mux, ready)
 	return mux
+}
+
+// addPages serves the pages and the JSON beside the registry at /. A bridge has the registry
+// only.
+func (s *service) addPages(mux *http.ServeMux, scrapes http.Handler, reg prometheus.Registerer) error {
+	if s.admin == nil {
+		mux.Handle("/{$}", scrapes)
+		return nil
+	}
+	pages, err := console.New(s.admin, s.config.consoleOptions(), s.log.With("component", "console"))
+	if err != nil {
+		return err
+	}
+	bounded, err := s.config.newPages(pages, reg)
+	if err != nil {
+		return err
+	}
+	s.addSlots("pages", bounded, func(c *config) (int64, int64) { return c.maxConcurrentPages, c.maxPagesPerSecond })
+	pages.Mount(mux, bounded, scrapes)
+	return nil
 }
 
 // addProbes adds liveness and readiness.
@@ -59,6 +79,23 @@ func (c *config) newScrapes(next http.Handler, reg prometheus.Registerer) (*web.
 	return web.NewSlots(next, "scrapes", int(c.maxConcurrentScrapes), rate.Limit(c.maxScrapesPerSecond), reg)
 }
 
+// newPages bounds the pages that next serves, likewise.
+func (c *config) newPages(next http.Handler, reg prometheus.Registerer) (*web.Slots, error) {
+	return web.NewSlots(next, "pages", int(c.maxConcurrentPages), rate.Limit(c.maxPagesPerSecond), reg)
+}
+
+// addSlots has a reload change how many slots there are.
+func (s *service) addSlots(name string, slots *web.Slots, of func(*config) (atOnce, perSecond int64)) {
+	s.Add(name, func(n *candidate) error {
+		atOnce, perSecond := of(n.config)
+		slots.Reconfigure(int(atOnce), rate.Limit(perSecond))
+		return nil
+	}, func() any {
+		atOnce, perSecond := slots.Limits()
+		return [2]float64{float64(atOnce), float64(perSecond)}
+	})
+}
+
 // buildHTTP makes the HTTP edge.
 func (s *service) buildHTTP(reg prometheus.Registerer, scrape http.Handler, ready func() readiness.Answer) error {
 	c := s.config
@@ -66,16 +103,13 @@ func (s *service) buildHTTP(reg prometheus.Registerer, scrape http.Handler, read
 	if err != nil {
 		return err
 	}
-	s.Add("scrapes", func(n *candidate) error {
-		scrapes.Reconfigure(int(n.config.maxConcurrentScrapes), rate.Limit(n.config.maxScrapesPerSecond))
-		return nil
-	}, func() any {
-		slots, perSecond := scrapes.Limits()
-		return [2]float64{float64(slots), float64(perSecond)}
-	})
+	s.addSlots("scrapes", scrapes, func(c *config) (int64, int64) { return c.maxConcurrentScrapes, c.maxScrapesPerSecond })
 	opts := c.httpOptions()
 	opts.Config = s.webConfig
 	mux := newMux(scrapes, ready)
+	if err := s.addPages(mux, scrapes, reg); err != nil {
+		return err
+	}
 	if c.enableLifecycle {
 		// A browser in the network must not be sent here by a page of somebody else.
 		sameOrigin := http.NewCrossOriginProtection()

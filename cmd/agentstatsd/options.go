@@ -29,6 +29,7 @@ func (c *config) options() serpent.OptionSet {
 			Value: serpent.StringOf(&c.configFile),
 		}},
 		c.prometheusOptions(),
+		c.pageOptions(),
 		c.grpcOptions(),
 		c.storageOptions(),
 		c.agentOptions(),

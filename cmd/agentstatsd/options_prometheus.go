@@ -13,7 +13,7 @@ func (c *config) prometheusOptions() serpent.OptionSet {
 			Default: "true", Value: serpent.BoolOf(&c.prometheusEnable), Group: &groupPrometheus,
 		},
 		{
-			Description: "The address to serve the registry on, at / and /metrics.",
+			Description: "The address to serve the registry on, at / and /metrics, and the status page, at /status, and at / to browsers.",
 			Flag:        "prometheus-address", Env: "CODER_PROMETHEUS_ADDRESS", YAML: "address",
 			Default: "127.0.0.1:2112", Value: serpent.StringOf(&c.prometheusAddress), Group: &groupPrometheus,
 		},
@@ -77,6 +77,27 @@ func (c *config) prometheusOptions() serpent.OptionSet {
 			Description: "The address to serve Go's profiles on, at /debug/pprof/: on loopback. Empty: not served.",
 			Flag:        "pprof-address", Env: "AGENTSTATSD_PPROF_ADDRESS", YAML: "pprof_address",
 			Value: serpent.StringOf(&c.pprofAddress), Group: &groupPrometheus,
+		},
+	}
+}
+
+// pageOptions are of the status page, which a bridge has not.
+func (c *config) pageOptions() serpent.OptionSet {
+	return serpent.OptionSet{
+		{
+			Description: "Status pages, and answers of their JSON, made at once; more wait as scrapes do.",
+			Flag:        "max-concurrent-pages", Env: "AGENTSTATSD_MAX_CONCURRENT_PAGES", YAML: "max_concurrent_pages",
+			Default: "4", Value: atLeast(&c.maxConcurrentPages, 1), Group: &groupPrometheus,
+		},
+		{
+			Description: "Status pages, and answers of their JSON, made in a second for ever, as many as --max-concurrent-pages at once.",
+			Flag:        "max-pages-per-second", Env: "AGENTSTATSD_MAX_PAGES_PER_SECOND", YAML: "max_pages_per_second",
+			Default: "10", Value: atLeast(&c.maxPagesPerSecond, 1), Group: &groupPrometheus,
+		},
+		{
+			Description: "Show the values of agents' metadata on their status pages and in the JSON, to whoever may scrape.",
+			Flag:        "web-show-metadata", Env: "AGENTSTATSD_WEB_SHOW_METADATA", YAML: "show_metadata",
+			Default: "false", Value: serpent.BoolOf(&c.webShowMetadata), Group: &groupPrometheus,
 		},
 	}
 }

@@ -363,6 +363,7 @@ var withoutUsage = map[string]string{
 	"message_bytes":             "agentstatsd_grpc_limited_total",
 	"metadata_declared_keys":    "agentstatsd_registrations_total",
 	"metadata_keys":             "agentstatsd_metadata_refused_keys_total",
+	"pages_per_second":          "",
 	"push_bytes":                "agentstatsd_push_oversized_total",
 	"pushed_label_value_bytes":  "agentstatsd_pushed_series_refused_total",
 	"pushed_labels_bytes":       "agentstatsd_pushed_series_refused_total",

@@ -81,7 +81,7 @@ var reloadableByBridge = []string{"coder-max-requests-per-second", "sync-interva
 // that each really does.
 var reloadable = []string{
 	// The endpoints of Prometheus.
-	"max-concurrent-scrapes", "max-scrapes-per-second", "max-http-connections", "max-http-connections-per-address",
+	"max-concurrent-scrapes", "max-scrapes-per-second", "max-concurrent-pages", "max-pages-per-second", "max-http-connections", "max-http-connections-per-address",
 	"tls-max-handshakes", "tls-max-handshakes-per-address", "tls-handshake-timeout",
 	// The gRPC server.
 	"grpc-message-timeout", "grpc-max-connections", "grpc-max-unauthenticated-connections", "grpc-max-unauthenticated-calls",

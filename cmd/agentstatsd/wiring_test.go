@@ -31,6 +31,7 @@ import (
 	"github.com/coder/agentstatsd/pushed"
 	"github.com/coder/agentstatsd/replica"
 	"github.com/coder/agentstatsd/reports"
+	"github.com/coder/agentstatsd/web"
 )
 
 // wiring is what an option reaches: fields of components' options, or what effect
@@ -51,11 +52,14 @@ var tlsFiles = map[string]string{
 	"tls-cert-file": "config_test.go", "tls-key-file": "config_test.go", "tls-client-ca-file": "config_test.go", "coderd-client-san": "coderd",
 }
 
-// scrapeLine is what bounds the scrapes.
-func scrapeLine(t *testing.T, c *config) reflect.Value {
-	scrapes, err := c.newScrapes(http.NotFoundHandler(), prometheus.NewRegistry())
-	require.NoError(t, err)
-	return reflect.ValueOf(scrapes).Elem().FieldByName("line").Elem()
+// slots is what bounds scrapes or pages: how many at once, and in a second.
+func slots(make func(*config, http.Handler, prometheus.Registerer) (*web.Slots, error)) wiring {
+	return wiring{effect: func(t *testing.T, c *config) string {
+		made, err := make(c, http.NotFoundHandler(), prometheus.NewRegistry())
+		require.NoError(t, err)
+		atOnce, perSecond := made.Limits()
+		return fmt.Sprint(atOnce, perSecond)
+	}}
 }
 
 // wirings are of every option.
@@ -69,19 +73,18 @@ var wirings = map[string]wiring{
 	"prometheus-collect-agent-stats":      {effect: func(_ *testing.T, c *config) string { return fmt.Sprintf("%T", (&service{config: c}).stats()) }},
 	"prometheus-aggregate-agent-stats-by": {fields: []string{"aggregator.GroupBy"}, value: "username"},
 	"prometheus-extra-labels":             {fields: []string{"fleet.UpTemplateVersion"}, value: "template_version"},
-	"max-concurrent-scrapes": {effect: func(t *testing.T, c *config) string {
-		return strconv.FormatInt(scrapeLine(t, c).FieldByName("slots").Int(), 10)
-	}},
-	"max-scrapes-per-second": {effect: func(t *testing.T, c *config) string {
-		return fmt.Sprint(scrapeLine(t, c).FieldByName("pace").Elem().FieldByName("limit").Float())
-	}},
-	"scrape-timeout":                   to("scrape.WriteTimeout"),
-	"max-http-connections":             to("http.MaxConns", "pprof.MaxConns", "probes.MaxConns"),
-	"max-http-connections-per-address": to("http.MaxConnsPerAddress", "pprof.MaxConnsPerAddress", "probes.MaxConnsPerAddress"),
-	"web-config-file":                  {effect: beforeTheDisk},
-	"web-enable-lifecycle":             {effect: func(_ *testing.T, c *config) string { return fmt.Sprint(c.enableLifecycle) }}, // TestReload
-	"pprof-address":                    {effect: listeners, value: "127.0.0.2:0"},
-	"probe-address":                    {effect: listeners, value: "127.0.0.2:0"},
+	"max-concurrent-scrapes":              slots((*config).newScrapes),
+	"max-scrapes-per-second":              slots((*config).newScrapes),
+	"max-concurrent-pages":                slots((*config).newPages),
+	"max-pages-per-second":                slots((*config).newPages),
+	"web-show-metadata":                   to("console.ShowMetadata"),
+	"scrape-timeout":                      to("scrape.WriteTimeout"),
+	"max-http-connections":                to("http.MaxConns", "pprof.MaxConns", "probes.MaxConns"),
+	"max-http-connections-per-address":    to("http.MaxConnsPerAddress", "pprof.MaxConnsPerAddress", "probes.MaxConnsPerAddress"),
+	"web-config-file":                     {effect: beforeTheDisk},
+	"web-enable-lifecycle":                {effect: func(_ *testing.T, c *config) string { return fmt.Sprint(c.enableLifecycle) }}, // TestReload
+	"pprof-address":                       {effect: listeners, value: "127.0.0.2:0"},
+	"probe-address":                       {effect: listeners, value: "127.0.0.2:0"},
 
 	"grpc-address": {effect: listeners, value: "127.0.0.2:0"},
 	"grpc-allow-plaintext": {
@@ -333,7 +336,7 @@ func components(t *testing.T, c *config) map[string]any {
 		"store": c.storeOptions(), "replica": c.replicaOptions(), "aggregator": c.aggregatorOptions(), "batcher": c.batcherOptions(),
 		"fleet": c.fleetOptions(), "refusals": c.refusalsOptions(), "pushed": c.pushedOptions(merges), "reports": c.reportsOptions(), "server": c.serverOptions(),
 		"agents": c.agentServiceOptions(), "coderd": c.coderdServiceOptions(), "intervals": c.intervalsOptions(),
-		"scrape": c.scrapeOptions(), "http": c.httpOptions(), "pprof": c.pprofOptions(), "probes": c.probeOptions(), "grpc handshakes": c.handshakes(),
+		"scrape": c.scrapeOptions(), "console": c.consoleOptions(), "http": c.httpOptions(), "pprof": c.pprofOptions(), "probes": c.probeOptions(), "grpc handshakes": c.handshakes(),
 	} {
 		flatten(name, reflect.ValueOf(options), fields)
 	}
@@ -475,6 +478,9 @@ func build(c *config) error {
 		return err
 	}
 	if _, err := c.newScrapes(http.NotFoundHandler(), reg); err != nil {
+		return err
+	}
+	if _, err := c.newPages(http.NotFoundHandler(), reg); err != nil {
 		return err
 	}
 	if _, err := intervals.New(pending, nil, c.intervalsOptions(), reg, log); err != nil {

@@ -1,0 +1,64 @@
+"use strict";
+
+// Renews the parts of the page that change: it fetches the same page and takes the parts
+// that differ. It waits while the page is hidden, while somebody is at work in a part, and
+// after Pause.
+(() => {
+  const every = Number(document.body.dataset.refresh) * 1000;
+  if (!every) return;
+  const note = document.getElementById("refreshed");
+  const pause = document.getElementById("pause");
+  let paused = false;
+  let since = new Date();
+
+  const inUse = (part) => {
+    const selection = document.getSelection();
+    return part.contains(document.activeElement) ||
+      (selection && !selection.isCollapsed && part.contains(selection.anchorNode));
+  };
+
+  const typing = () => /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement?.tagName ?? "");
+
+  const replace = (part, next) => {
+    if (!next || inUse(part) || part.innerHTML === next.innerHTML) return;
+    const scrolled = [...part.querySelectorAll(".scroll")].map((e) => e.scrollLeft);
+    part.replaceChildren(...next.childNodes);
+    part.querySelectorAll(".scroll").forEach((e, i) => { e.scrollLeft = scrolled[i] ?? 0; });
+  };
+
+  const say = (text) => {
+    if (note.textContent !== text) note.textContent = text;
+  };
+
+  const refresh = async () => {
+    const response = await fetch(location.origin + location.pathname + location.search, {
+      headers: { Accept: "text/html" },
+      cache: "no-store",
+      signal: AbortSignal.timeout(20000),
+    });
+    if (!response.ok) throw new Error(response.status);
+    const next = new DOMParser().parseFromString(await response.text(), "text/html");
+    document.querySelectorAll("[data-part]").forEach((part) => replace(part, next.getElementById(part.id)));
+    since = new Date();
+    say("");
+  };
+
+  const loop = async () => {
+    if (!paused && !document.hidden && !typing()) {
+      try {
+        await refresh();
+      } catch {
+        say("Not renewed since " + since.toLocaleTimeString());
+      }
+    }
+    setTimeout(loop, every);
+  };
+
+  pause.addEventListener("click", () => {
+    paused = !paused;
+    pause.textContent = paused ? "Resume" : "Pause";
+    say(paused ? "Paused" : "");
+  });
+  document.getElementById("refresh").hidden = false;
+  setTimeout(loop, every);
+})();
