@@ -36,7 +36,8 @@ type Components struct {
 type Service struct {
 	agentstatsv1.UnimplementedAdminServiceServer
 	Components
-	log *slog.Logger
+	server *grpcserver.Server
+	log    *slog.Logger
 }
 
 // New returns a Service that the server serves: it is registered with it. Its metrics are
@@ -46,7 +47,7 @@ func New(server *grpcserver.Server, c Components, _ prometheus.Registerer, log *
 	case c.Fleet == nil, c.Refusals == nil, c.Metrics == nil:
 		return nil, fmt.Errorf("adminapi components: one is absent: %+v", c)
 	}
-	s := &Service{Components: c, log: log}
+	s := &Service{Components: c, server: server, log: log}
 	server.Register(grpcserver.Service{
 		Desc: &agentstatsv1.AdminService_ServiceDesc,
 		Impl: s,

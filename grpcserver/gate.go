@@ -93,6 +93,8 @@ type gate struct {
 	mu sync.Mutex
 	// Guarded by mu.
 	closed bool
+	// away is closed when agents may come again that were sent away; nil: they may.
+	away   chan struct{}
 	open   int
 	empty  chan struct{}
 	agents map[*admitted]struct{} // open streams of agents
@@ -126,7 +128,7 @@ func (g *gate) addLocked() bool {
 func (g *gate) addAgent(a *admitted) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.addLocked() {
+	if g.away != nil || !g.addLocked() {
 		return false
 	}
 	g.agents[a] = struct{}{}
@@ -148,6 +150,39 @@ func (g *gate) allAgents() []*admitted {
 	return slices.Collect(maps.Keys(g.agents))
 }
 
+// sendAway lets no more agents in. It returns their open streams, and what is closed when
+// agents may come again or the server stops; nil: they are sent away already.
+func (g *gate) sendAway() (agents []*admitted, again <-chan struct{}) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed || g.away != nil {
+		return nil, nil
+	}
+	g.away = make(chan struct{})
+	return slices.Collect(maps.Keys(g.agents)), g.away
+}
+
+// letCome ends sendAway.
+func (g *gate) letCome() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.letComeLocked()
+}
+
+func (g *gate) letComeLocked() {
+	if g.away != nil {
+		close(g.away)
+		g.away = nil
+	}
+}
+
+// isAway reports whether agents are sent away.
+func (g *gate) isAway() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.away != nil
+}
+
 func (g *gate) remove() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -167,6 +202,7 @@ func (g *gate) drain() <-chan struct{} {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.closed = true
+	g.letComeLocked()
 	close(g.draining)
 	if g.open == 0 {
 		close(g.empty)

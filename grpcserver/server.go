@@ -236,7 +236,13 @@ func (s *Server) drain(patience bool) {
 		close(stopped)
 	})
 	if patience {
-		s.askToReconnect(left)
+		patient, cancel := context.WithTimeout(context.Background(), s.opts.Load().DrainTimeout)
+		s.askToReconnect(s.streams.allAgents(), left)
+		select {
+		case <-left:
+		case <-patient.Done():
+		}
+		cancel()
 	}
 	s.streams.stop()
 	for _, a := range s.streams.allAgents() {
@@ -252,10 +258,28 @@ func (s *Server) drain(patience bool) {
 	graceful.Wait()
 }
 
-// askToReconnect asks the agents one after another to connect again. It waits until
-// all streams have ended, within Options.DrainTimeout.
-func (s *Server) askToReconnect(left <-chan struct{}) {
-	agents := s.streams.allAgents()
+// SetDraining sends agents away, or lets them come again. Their new streams are refused as
+// while the server stops; open ones are asked to connect elsewhere, over most of
+// Options.DrainTimeout. streams are those that were open when that began. It does not block.
+func (s *Server) SetDraining(draining bool) (streams int) {
+	if !draining {
+		s.streams.letCome()
+		return 0
+	}
+	agents, again := s.streams.sendAway()
+	if again == nil {
+		return len(s.streams.allAgents())
+	}
+	s.background.Go(func() { s.askToReconnect(agents, again) })
+	return len(agents)
+}
+
+// IsDraining reports whether SetDraining sends agents away.
+func (s *Server) IsDraining() bool { return s.streams.isAway() }
+
+// askToReconnect asks agents one after another to connect again, over most of
+// Options.DrainTimeout. It returns when all were asked, or done is closed.
+func (s *Server) askToReconnect(agents []*admitted, done <-chan struct{}) {
 	delays := make([]time.Duration, len(agents))
 	for i := range delays {
 		delays[i] = time.Duration(rand.Float64() * drainSpread * float64(s.opts.Load().DrainTimeout))
@@ -264,9 +288,9 @@ func (s *Server) askToReconnect(left <-chan struct{}) {
 	start := time.Now()
 	next := time.NewTimer(0)
 	defer next.Stop()
-	for i := 0; ; {
+	for i := 0; i < len(agents); {
 		select {
-		case <-left:
+		case <-done:
 			return
 		case <-next.C:
 		}
@@ -274,13 +298,8 @@ func (s *Server) askToReconnect(left <-chan struct{}) {
 		for ; i < len(delays) && delays[i] <= passed; i++ {
 			agents[i].stream.AskToReconnect()
 		}
-		switch {
-		case i < len(delays):
+		if i < len(delays) {
 			next.Reset(delays[i] - passed)
-		case passed < s.opts.Load().DrainTimeout:
-			next.Reset(s.opts.Load().DrainTimeout - passed)
-		default:
-			return
 		}
 	}
 }
@@ -304,7 +323,7 @@ func (s *Server) setHealth(ctx context.Context) {
 	whole := healthpb.HealthCheckResponse_SERVING // while the services of agents are
 	for name, service := range s.services {
 		status := healthpb.HealthCheckResponse_SERVING
-		if !service.isReady(ctx) {
+		if !service.isReady(ctx) || service.Role == RoleAgent && s.IsDraining() {
 			status = healthpb.HealthCheckResponse_NOT_SERVING
 			if service.Role == RoleAgent {
 				whole = status

@@ -262,10 +262,13 @@ func (s *service) buildReports(ctx context.Context, reg prometheus.Registerer) e
 	return nil
 }
 
-// notDraining returns an error once the service stops.
+// notDraining returns an error once the service stops, and while it drains.
 func (s *service) notDraining() error {
 	if s.draining.Load() {
 		return errors.New("the service is stopping")
+	}
+	if s.api.IsDraining() {
+		return errors.New("an operator has sent the agents away: agentstatsd drain --undo ends that")
 	}
 	return nil
 }
