@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"maps"
 	"math"
 	"slices"
 	"sync"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/notification"
+	"github.com/coder/agentstatsd/fleet/internal/outbox"
 	"github.com/coder/agentstatsd/fleet/internal/passes"
 	"github.com/coder/agentstatsd/internal/outage"
 )
@@ -52,12 +52,11 @@ type PubSub interface {
 func (f *Fleet) Join(r Replicas, p PubSub) {
 	f.peers = &peers{
 		replicas: r, pubsub: p, metrics: f.metrics, log: f.log,
-		following:   outage.New(f.log, "the other replicas cannot be followed, trying again", "the other replicas are followed again"),
-		lookups:     make(chan struct{}, f.opts.Load().MaxLookups),
-		followWake:  make(chan struct{}, 1),
-		sessions:    make(map[*entry]struct{}),
-		suspects:    make(map[*entry]struct{}),
-		publishWake: make(chan struct{}, 1),
+		following:  outage.New(f.log, "the other replicas cannot be followed, trying again", "the other replicas are followed again"),
+		lookups:    make(chan struct{}, f.opts.Load().MaxLookups),
+		followWake: make(chan struct{}, 1),
+		outbox:     outbox.New[*entry](),
+		suspects:   make(map[*entry]struct{}),
 	}
 }
 
@@ -88,20 +87,17 @@ type peers struct {
 
 	// followWake has an element while a pass is asked for.
 	followWake chan struct{}
-	// publishWake has an element while notifications are queued.
-	publishWake chan struct{}
+	// outbox has the notifications to publish.
+	outbox *outbox.Outbox[*entry]
 	// missed is true if notifications may have been missed since the last request.
 	missed atomic.Bool
 
 	mu sync.Mutex
 	// Guarded by mu.
 
-	// Notifications to publish: sessions of these agents, and flags of the others.
-	sessions map[*entry]struct{}
 	// suspects have a session that lost against a stored value, or one that nobody will
 	// write: see outdated.go.
-	suspects                       map[*entry]struct{}
-	registrations, states, request bool
+	suspects map[*entry]struct{}
 }
 
 // lastError returns the error of the last pass; nil: the other replicas are followed.
@@ -113,11 +109,9 @@ func (p *peers) lastError() error {
 }
 
 // wakeFollower asks for a pass.
-func (p *peers) wakeFollower() { signal(p.followWake) }
-
-func signal(ch chan struct{}) {
+func (p *peers) wakeFollower() {
 	select {
-	case ch <- struct{}{}:
+	case p.followWake <- struct{}{}:
 	default:
 	}
 }
@@ -138,48 +132,11 @@ func (p *peers) finishPass(made *passes.Pass, err error) {
 	}
 }
 
-// queueSessions queues the newest session of each of these agents for publication.
-func (p *peers) queueSessions(entries ...*entry) {
-	if len(entries) == 0 {
-		return
+// notify queues a notification without records. A replica that is alone sends none.
+func (p *peers) notify(kind notification.Kind) {
+	if p != nil {
+		p.outbox.Add(kind)
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, e := range entries {
-		p.sessions[e] = struct{}{}
-	}
-	signal(p.publishWake)
-}
-
-// queueRequest queues a request for the unwritten sessions of other replicas. They are
-// known by notifications only.
-func (p *peers) queueRequest() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.request = true
-	signal(p.publishWake)
-}
-
-// queueRegistrations queues the notification that the registrations changed.
-func (p *peers) queueRegistrations() {
-	if p == nil {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.registrations = true
-	signal(p.publishWake)
-}
-
-// queueStates queues the notification that states were written.
-func (p *peers) queueStates() {
-	if p == nil {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.states = true
-	signal(p.publishWake)
 }
 
 // runPublisher publishes what is queued, and repairs missed notifications, until ctx
@@ -197,7 +154,7 @@ func (f *Fleet) runPublisher(ctx context.Context) {
 		case <-ticker.C:
 			f.repairMissed()
 			continue
-		case <-p.publishWake:
+		case <-p.outbox.Wake():
 		}
 		timer := time.NewTimer(publishDelay)
 		select {
@@ -215,8 +172,8 @@ func (f *Fleet) runPublisher(ctx context.Context) {
 // of others and publishes its own.
 func (f *Fleet) repairMissed() {
 	if f.peers.missed.Swap(false) {
-		f.peers.queueRequest()
-		f.peers.queueSessions(f.queue.Unwritten()...)
+		f.peers.outbox.Add(notification.Request)
+		f.peers.outbox.AddSessions(f.queue.Unwritten()...)
 	}
 }
 
@@ -240,23 +197,11 @@ func (p *peers) publish(ctx context.Context) {
 
 // drainMessages encodes and removes what is queued.
 func (p *peers) drainMessages() [][]byte {
-	p.mu.Lock()
-	entries := slices.Collect(maps.Keys(p.sessions))
-	clear(p.sessions)
-	registrations, states, request := p.registrations, p.states, p.request
-	p.registrations, p.states, p.request = false, false, false
-	p.mu.Unlock()
-
+	kinds, entries := p.outbox.Drain()
 	self := p.replicas.Self()
 	var out [][]byte
-	if registrations {
-		out = append(out, notification.Encode(notification.Registrations, self, nil))
-	}
-	if states {
-		out = append(out, notification.Encode(notification.States, self, nil))
-	}
-	if request {
-		out = append(out, notification.Encode(notification.Request, self, nil))
+	for _, kind := range kinds {
+		out = append(out, notification.Encode(kind, self, nil))
 	}
 	for part := range slices.Chunk(entries, notification.MaxRecords) {
 		records := make([]agent.SessionRecord, 0, len(part))
@@ -295,7 +240,7 @@ func (f *Fleet) handleNotification(payload []byte) {
 			f.peers.wakeFollower()
 		}
 	case kind == notification.Request:
-		f.peers.queueSessions(f.queue.Unwritten()...)
+		f.peers.outbox.AddSessions(f.queue.Unwritten()...)
 	default:
 		f.peers.wakeFollower()
 	}

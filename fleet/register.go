@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/notification"
 	"github.com/coder/agentstatsd/internal/backoff"
 )
 
@@ -185,7 +186,7 @@ func (f *Fleet) applyOnce(ctx context.Context, decide func(*registry) (*plan, er
 		f.unstored.Note(nil, time.Time{})
 		f.revision = revision
 		p.setIncarnations(&f.registry, revision)
-		f.peers.queueRegistrations()
+		f.peers.notify(notification.Registrations)
 	}
 	added := f.commit(p, entries)
 	f.countOutcomes(p, added)

@@ -464,10 +464,12 @@ func TestNotificationsAreParsed(t *testing.T) {
 	e, err := p.entry(nid(1))
 	require.NoError(t, err)
 	e.sessions.newest = agent.SessionRecord{Agent: nid(1), Epoch: 1 << 60, Replica: replicaID(1), Open: true, Reported: true}
-	p.peers.queueSessions(e)
-	p.peers.queueStates()
-	p.peers.queueRegistrations()
-	p.peers.queueRequest()
+	p.peers.outbox.AddSessions(e)
+	for range 2 {
+		p.peers.notify(notification.Registrations)
+		p.peers.notify(notification.States)
+		p.peers.notify(notification.Request)
+	}
 	payloads := p.peers.drainMessages()
 	require.Len(t, payloads, 4)
 	require.Empty(t, p.peers.drainMessages(), "they are sent once")
@@ -494,7 +496,7 @@ func TestNotificationsAreParsed(t *testing.T) {
 	for n := range notification.MaxRecords + 1 {
 		other := newEntry(&agent.Registration{ID: nid(n)})
 		other.sessions.newest = agent.SessionRecord{Agent: nid(n), Replica: replicaID(1)}
-		p.peers.queueSessions(other)
+		p.peers.outbox.AddSessions(other)
 	}
 	payloads = p.peers.drainMessages()
 	require.Len(t, payloads, 2)

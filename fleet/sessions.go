@@ -14,7 +14,7 @@ import (
 func (f *Fleet) queueSessionLocked(e *entry) {
 	f.queue.AddSession(e)
 	if f.peers != nil {
-		f.peers.queueSessions(e)
+		f.peers.outbox.AddSessions(e)
 	}
 }
 

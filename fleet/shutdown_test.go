@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/notification"
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
@@ -64,10 +65,10 @@ func TestShutdownNotifiesOnce(t *testing.T) {
 			busy := &busyPubSub{membership: membership{c, replicaID(0)}}
 			p := newPartsOn(t, Options{FollowInterval: publishTimeout}, newMemStore(&journal{}), &journal{})
 			p.Join(membership{c, replicaID(0)}, busy)
-			busy.publishMore = p.peers.queueStates
+			busy.publishMore = func() { p.peers.notify(notification.States) }
 			ctx, cancel := context.WithCancel(t.Context())
 			busy.cancel = cancel
-			p.peers.queueStates()
+			p.peers.notify(notification.States)
 			require.NoError(t, p.Run(ctx))
 			require.LessOrEqual(t, busy.afterCancel, 2)
 		})

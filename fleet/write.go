@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/notification"
 )
 
 // writeBatch bounds the states of one write. SQLite takes about 30 ms for 1,000
@@ -92,7 +93,7 @@ func (f *Fleet) saveStates(ctx context.Context, batch []stateWrite) error {
 	switch {
 	case err == nil:
 		f.metrics.statesWritten.Add(float64(len(batch)))
-		f.peers.queueStates()
+		f.peers.notify(notification.States)
 		against := make(map[agent.ID]agent.StoredEpoch, len(newer))
 		for _, n := range newer {
 			against[n.Agent] = n
