@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"iter"
 	"slices"
 	"time"
 
@@ -15,7 +16,9 @@ type Info struct {
 	Registration *agent.Registration
 	// Connected is true if the agent has a session on any replica.
 	Connected bool
-	// Relayed is true if that session is relayed.
+	// Remote is true if another replica has that session.
+	Remote bool
+	// Relayed is true if it is relayed.
 	Relayed bool
 	// Session is its newest one on any replica; zero: there was none.
 	Session agent.SessionRecord
@@ -56,6 +59,24 @@ func (f *Fleet) Registrations(yield func(*agent.Registration) bool) {
 	}
 }
 
+// All iterates over the registered agents with their statuses, in the order of their ids.
+// Registrations must not be changed.
+func (f *Fleet) All() iter.Seq2[*agent.Registration, agent.Status] {
+	return func(yield func(*agent.Registration, agent.Status) bool) {
+		f.mu.RLock()
+		order := f.registry.order
+		f.mu.RUnlock()
+		for _, e := range order {
+			e.mu.Lock()
+			registered, status := e.phase == phaseRegistered, e.presence.status
+			e.mu.Unlock()
+			if registered && !yield(e.reg.Load(), status) {
+				return
+			}
+		}
+	}
+}
+
 // Departed returns the agents that were removed last, at most 5,000, the oldest first.
 func (f *Fleet) Departed() []departed.Agent { return f.departed.List() }
 
@@ -80,10 +101,12 @@ func (f *Fleet) Registration(id agent.ID) *agent.Registration {
 func (f *Fleet) info(e *entry) Info {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	connected := e.sessions.live != nil || f.connectedRemotelyLocked(e)
+	remote := e.sessions.live == nil && f.connectedRemotelyLocked(e)
+	connected := e.sessions.live != nil || remote
 	return Info{
 		Registration: e.reg.Load(),
 		Connected:    connected,
+		Remote:       remote,
 		Relayed:      connected && e.sessions.newest.Relayed,
 		Session:      e.sessions.newest,
 		Status:       e.presence.status,
