@@ -23,9 +23,11 @@ type Refusals interface {
 	Sums(by refusals.Group) (all []refusals.Sum, others int64)
 }
 
-// Components are what a Service asks; all are required.
+// Components are what a Service asks; all but Replicas are required.
 type Components struct {
 	Fleet    *fleet.Fleet
+	Series   Series
+	Replicas Replicas // nil: replicas are named by their ids
 	Refusals Refusals
 	// Metrics are those of the service itself, without agents' series.
 	Metrics prometheus.Gatherer
@@ -44,7 +46,7 @@ type Service struct {
 // registered with reg.
 func New(server *grpcserver.Server, c Components, _ prometheus.Registerer, log *slog.Logger) (*Service, error) {
 	switch {
-	case c.Fleet == nil, c.Refusals == nil, c.Metrics == nil:
+	case c.Fleet == nil, c.Series == nil, c.Refusals == nil, c.Metrics == nil:
 		return nil, fmt.Errorf("adminapi components: one is absent: %+v", c)
 	}
 	s := &Service{Components: c, server: server, log: log}

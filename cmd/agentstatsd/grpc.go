@@ -65,6 +65,7 @@ func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.M
 		func() any { return coderds.Options() })
 	s.admin, err = adminapi.New(s.api, adminapi.Components{
 		Fleet:    s.fleet,
+		Series:   s.aggregator,
 		Refusals: s.refusals,
 		Metrics:  s.registry,
 	}, reg, s.log.With("component", "adminapi"))

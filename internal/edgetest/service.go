@@ -1,6 +1,6 @@
-// Package edgetest runs the gRPC server with both its services, over the real
-// components and a database in a file. The tests of grpcserver, agentapi and coderdapi
-// use it.
+// Package edgetest runs the gRPC server with all its services, over the real
+// components and a database in a file. The tests of grpcserver, agentapi, coderdapi and
+// adminapi use it.
 package edgetest
 
 import (
@@ -59,11 +59,11 @@ type Service struct {
 	Series       *aggregator.Aggregator
 	Fleet        *fleet.Fleet
 	Reports      *reports.Reports
+	Refusals     *refusals.Refusals
 	Pushes       *Pushes
 	Server       *grpcserver.Server
 	AgentService *agentapi.Service
 	Admin        *adminapi.Service
-	Refusals     *refusals.Refusals
 	Registry     *prometheus.Registry
 	Log          *Log
 	// Conn is a client's, without a token.
@@ -86,9 +86,10 @@ type Settings struct {
 	Agents  agentapi.Options
 	Coderd  coderdapi.Options
 	Batcher batcher.Options
-	// ChangeAgents and ChangeCoderd put other components in place.
+	// ChangeAgents, ChangeCoderd and ChangeAdmin put other components in place.
 	ChangeAgents func(*agentapi.Components)
 	ChangeCoderd func(*coderdapi.Components)
+	ChangeAdmin  func(*adminapi.Components)
 	// LogLevel is the least level of Log; zero: info.
 	LogLevel slog.Level
 	// Down: the database is down at the start.
@@ -162,7 +163,11 @@ func Start(t testing.TB, set Settings) *Service {
 	}
 	_, err = coderdapi.New(s.Server, coderd, set.Coderd, s.Registry, log)
 	require.NoError(t, err)
-	s.Admin, err = adminapi.New(s.Server, adminapi.Components{Fleet: s.Fleet, Refusals: s.Refusals, Metrics: s.Registry}, s.Registry, log)
+	admin := adminapi.Components{Fleet: s.Fleet, Series: s.Series, Refusals: s.Refusals, Metrics: s.Registry}
+	if set.ChangeAdmin != nil {
+		set.ChangeAdmin(&admin)
+	}
+	s.Admin, err = adminapi.New(s.Server, admin, s.Registry, log)
 	require.NoError(t, err)
 
 	var lis net.Listener = bufconn.Listen(1 << 20)
@@ -214,6 +219,12 @@ func (s *Service) Coderd() pb.CoderdServiceClient { return pb.NewCoderdServiceCl
 func As(ctx context.Context, token string, more ...string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, append([]string{"authorization", "Bearer " + token}, more...)...)
 }
+
+// Operators is a client of operators on Conn.
+func (s *Service) Operators() pb.AdminServiceClient { return pb.NewAdminServiceClient(s.Conn) }
+
+// AsOperator is a context of the test with the credential of an operator.
+func (s *Service) AsOperator() context.Context { return As(s.T.Context(), OperatorToken) }
 
 // AsCoderd is a context of the test with the credential of coderd.
 func (s *Service) AsCoderd() context.Context { return As(s.T.Context(), CoderdToken) }

@@ -1157,7 +1157,8 @@ func (x *Chart) GetValues() []float64 {
 // SearchAgentsRequest asks for SearchAgents.
 type SearchAgentsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Part of the name of owner, workspace, agent or template, or an id; empty: all.
+	// Part of OWNER/WORKSPACE.AGENT or of the template's name, in any case of letters, or the
+	// id of an agent or a workspace; empty: all.
 	Query string `protobuf:"bytes,1,opt,name=query,proto3" json:"query,omitempty"`
 	// Username of the owner; empty: all.
 	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
