@@ -46,8 +46,9 @@ type agentSeries struct {
 	// fresh is true if this replica has all series that the instance ever reported.
 	// So a counter that is new here began at 0.
 	fresh bool
-	// reported is the time of the last report; never: none yet.
-	reported int64
+	// first and reported are the times of the first report since the agent had no series,
+	// and of the last one; never: none yet.
+	first, reported int64
 	// series are those of the last report, in its order.
 	series []series
 	// stale are the other series that have not expired.
@@ -100,6 +101,7 @@ func newAgentSeries(id agent.ID, s agent.Session) *agentSeries {
 		open:     true,
 		instance: s.Instance,
 		fresh:    s.First,
+		first:    never,
 		reported: never,
 	}
 	as.deadline.Store(math.MaxInt64)
@@ -199,6 +201,15 @@ func (as *agentSeries) expiresAt(ttl int64) int64 {
 	return at + ttl
 }
 
+// noteReport notes the time of a report.
+func (as *agentSeries) noteReport(now, ttl int64) {
+	if as.first == never {
+		as.first = now
+	}
+	as.reported = now
+	as.deadline.Store(as.expiresAt(ttl))
+}
+
 // create creates a series for which room was reserved. It returns false if its type
 // is not the family's. The series gets the caller's reference of d.
 func (a *Aggregator) create(as *agentSeries, d *desc, t agent.SampleType, v float64, scratch []byte) (series, []byte, bool) {
@@ -284,7 +295,7 @@ func (a *Aggregator) dropAll(as *agentSeries) int {
 		a.drop(as, s)
 		n++
 	}
-	as.series, as.stale, as.sessions = nil, nil, nil
+	as.series, as.stale, as.sessions, as.first = nil, nil, nil, never
 	as.removeUnusedFamilies(true) // the types of the last report count no more
 	return n
 }

@@ -244,18 +244,17 @@ func (a *Aggregator) Remove(id agent.ID) {
 // WriteText writes all families in the text format 0.0.4, sorted by name.
 // Documented families have HELP and TYPE even without a series.
 func (a *Aggregator) WriteText(w io.Writer) error {
-	return a.write(w, arena.NewText, nil, nil)
+	return a.write(w, arena.NewText, a.familiesToServe(), nil, nil)
 }
 
 // WriteProtobuf writes all families that have series as delimited
 // io.prometheus.client.MetricFamily messages, sorted by name.
 func (a *Aggregator) WriteProtobuf(w io.Writer) error {
-	return a.write(w, arena.NewProto, nil, nil)
+	return a.write(w, arena.NewProto, a.familiesToServe(), nil, nil)
 }
 
-// write writes the families, and those that are pushed.
-func (a *Aggregator) write(w io.Writer, newScrape func(io.Writer, *arena.Generations) *arena.Scrape, passed map[string]bool, pushed []*metrics.Rendered) error {
-	list := a.familiesToServe()
+// write writes families of the list, and those that are pushed.
+func (a *Aggregator) write(w io.Writer, newScrape func(io.Writer, *arena.Generations) *arena.Scrape, list []*family, passed map[string]bool, pushed []*metrics.Rendered) error {
 	a.states.mu.Lock()
 	s := newScrape(w, &a.generations)
 	a.states.mu.Unlock()
@@ -266,12 +265,18 @@ func (a *Aggregator) write(w io.Writer, newScrape func(io.Writer, *arena.Generat
 // groups. It is called before the scrape begins, which shows only older lines.
 func (a *Aggregator) familiesToServe() []*family {
 	list := a.families.list()
-	if a.grouped {
-		for _, f := range list {
-			f.refresh()
-		}
-	}
+	a.refresh(list)
 	return list
+}
+
+// refresh renders the newest lines of groups.
+func (a *Aggregator) refresh(list []*family) {
+	if !a.grouped {
+		return
+	}
+	for _, f := range list {
+		f.refresh()
+	}
 }
 
 func (a *Aggregator) shard(id agent.ID) *shard {

@@ -30,13 +30,13 @@ type beside struct {
 // WriteText implements metrics.Exposer.
 func (b beside) WriteText(w io.Writer) error {
 	families, passed := b.pushed.Served()
-	return b.agg.write(w, arena.NewText, passed, families)
+	return b.agg.write(w, arena.NewText, b.agg.familiesToServe(), passed, families)
 }
 
 // WriteProtobuf implements metrics.Exposer.
 func (b beside) WriteProtobuf(w io.Writer) error {
 	families, passed := b.pushed.Served()
-	return b.agg.write(w, arena.NewProto, passed, families)
+	return b.agg.write(w, arena.NewProto, b.agg.familiesToServe(), passed, families)
 }
 
 // writeFamilies writes agents' families and pushed ones, sorted by name. Both lists are

@@ -145,8 +145,7 @@ func (in *ingester) ingestOlder(as *agentSeries, epoch, now int64, s agent.Stats
 	in.agent, in.now = as, max(now, as.reported)
 	in.omitted, in.refusals = [omissions]int{}, nil
 	in.ingestBytes(&s)
-	as.reported = in.now
-	as.deadline.Store(as.expiresAt(in.agg.ttl()))
+	as.noteReport(in.now, in.agg.ttl())
 	refused := in.refusals
 	in.agent, in.refusals = nil, nil
 	return refused, true
@@ -383,8 +382,7 @@ func (in *ingester) finishReport() {
 	}
 	as.removeUnusedFamilies(true)
 	in.returnFamilies()
-	as.reported = in.now
-	as.deadline.Store(as.expiresAt(in.agg.ttl()))
+	as.noteReport(in.now, in.agg.ttl())
 	in.agg.metrics.reports.Inc()
 	in.agg.metrics.samples.Add(float64(in.stored))
 	for o, n := range in.omitted {
