@@ -1,10 +1,8 @@
 package operator
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/coder/serpent"
@@ -80,40 +78,6 @@ func allAgents(ctx context.Context, admin agentstatsv1.AdminServiceClient, searc
 			return all, nil
 		}
 	}
-}
-
-// mergeAgents returns the agents that replicas list, each once, in the order of a list. Of
-// one the replica that has its series is believed; what others refused it is added.
-func mergeAgents(answers []answer[[]*agentstatsv1.AgentSummary]) []*agentstatsv1.AgentSummary {
-	var all []*agentstatsv1.AgentSummary
-	index := make(map[string]int)
-	for _, replica := range answers {
-		for _, s := range replica.value {
-			if i, ok := index[s.GetId()]; ok {
-				all[i] = mergeAgent(all[i], s)
-				continue
-			}
-			index[s.GetId()] = len(all)
-			all = append(all, s)
-		}
-	}
-	slices.SortFunc(all, func(a, b *agentstatsv1.AgentSummary) int {
-		return cmp.Or(cmp.Compare(a.GetOwner(), b.GetOwner()), cmp.Compare(a.GetWorkspace(), b.GetWorkspace()),
-			cmp.Compare(a.GetName(), b.GetName()), cmp.Compare(a.GetId(), b.GetId()))
-	})
-	return all
-}
-
-// mergeAgent returns an agent as two replicas together know it.
-func mergeAgent(a, b *agentstatsv1.AgentSummary) *agentstatsv1.AgentSummary {
-	if a.Series == nil && b.Series != nil {
-		a, b = b, a
-	}
-	a.Refused += b.GetRefused()
-	if a.LastSeenAt == nil || b.LastSeenAt != nil && b.GetLastSeenAt().AsTime().After(a.GetLastSeenAt().AsTime()) {
-		a.LastSeenAt = b.LastSeenAt
-	}
-	return a
 }
 
 // agentName is the name of an agent, OWNER/WORKSPACE.AGENT.

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/coder/agentstatsd/optiontable"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -28,6 +29,9 @@ type asked struct {
 // ask dials all replicas and asks each who it is. The caller closes them. An error is
 // returned if none was reached.
 func (c *connection) ask(inv *serpent.Invocation) (*asked, error) {
+	if err := optiontable.FlagsOverEnvironment(inv); err != nil {
+		return nil, err
+	}
 	replicas, err := c.dial(inv.Context(), inv.Environ)
 	if err != nil {
 		return nil, err
@@ -160,7 +164,8 @@ type answer[T any] struct {
 }
 
 // askAll asks all that were reached, at once. Those that do not answer are away from then
-// on. An error is returned if none answers, or if all refuse the request.
+// on; those that do not know what is asked for have no answer only. An error is returned
+// if none answers.
 func askAll[T any](ctx context.Context, a *asked, call func(ctx context.Context, r *replica) (T, error)) ([]answer[T], error) {
 	values, errs := make([]T, len(a.reached)), make([]error, len(a.reached))
 	index := make(map[*replica]int)
@@ -172,29 +177,34 @@ func askAll[T any](ctx context.Context, a *asked, call func(ctx context.Context,
 	})
 	var answers []answer[T]
 	var reached []*replica
+	var refusal error
 	for i, r := range a.reached {
-		if errs[i] != nil {
-			r.err = a.explain(r, errs[i])
+		switch err := errs[i]; {
+		case err == nil:
+			reached, answers = append(reached, r), append(answers, answer[T]{r, values[i]})
+		case status.Code(err) == codes.NotFound:
+			reached, refusal = append(reached, r), a.explain(r, err)
+		default:
+			if r.err = a.explain(r, err); isRefusal(err) {
+				refusal = r.err
+			}
 			a.away = append(a.away, r)
-			continue
 		}
-		reached, answers = append(reached, r), append(answers, answer[T]{r, values[i]})
 	}
 	a.reached = reached
-	if len(answers) > 0 {
+	switch {
+	case len(answers) > 0:
 		return answers, nil
+	case refusal != nil:
+		return nil, codedError{exitFault, refusal}
 	}
-	code := exitNotAsked
-	if isRefusal(errs[0]) {
-		code = exitFault
-	}
-	return nil, codedError{code, a.awayError()}
+	return nil, codedError{exitNotAsked, a.awayError()}
 }
 
 // isRefusal reports whether a replica was asked and refused the request.
 func isRefusal(err error) bool {
 	switch status.Code(err) {
-	case codes.InvalidArgument, codes.NotFound, codes.FailedPrecondition, codes.PermissionDenied:
+	case codes.InvalidArgument, codes.FailedPrecondition, codes.PermissionDenied:
 		return true
 	}
 	return false

@@ -246,3 +246,6 @@ func closeAll(replicas []*replica) {
 		_ = r.conn.Close()
 	}
 }
+
+// label names the replica for people.
+func (r *replica) label() string { return cmp.Or(r.self.GetName(), r.dial) }

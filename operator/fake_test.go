@@ -35,12 +35,21 @@ type fake struct {
 	pb.UnimplementedAdminServiceServer
 	address string
 
-	statuses []*pb.ReplicaStatus // its own first; nil: unimplemented
-	agents   []*pb.AgentSummary
+	pb.UnimplementedCoderdServiceServer
+
+	statuses    []*pb.ReplicaStatus // its own first; nil: unimplemented
+	agents      []*pb.AgentSummary
+	described   map[string]*pb.DescribeAgentResponse // by name and id
+	events      []*pb.WatchAgentResponse
+	refusals    *pb.ListRefusalsResponse
+	cardinality *pb.GetCardinalityResponse
+	cost        *pb.GetCostResponse
 
 	mu sync.Mutex
 	// Guarded by mu.
-	searches []*pb.SearchAgentsRequest
+	searches     []*pb.SearchAgentsRequest
+	draining     []bool
+	deregistered [][]byte
 }
 
 // startFake serves f on a port of ip, with a certificate unless it is nil.
@@ -62,6 +71,7 @@ func startFake(t *testing.T, ip string, f *fake, cert *tls.Certificate) *fake {
 	}
 	server := grpc.NewServer(opts...)
 	pb.RegisterAdminServiceServer(server, f)
+	pb.RegisterCoderdServiceServer(server, f)
 	go func() { _ = server.Serve(lis) }()
 	t.Cleanup(server.Stop)
 	return f
@@ -90,6 +100,54 @@ func (f *fake) SearchAgents(_ context.Context, req *pb.SearchAgentsRequest) (*pb
 		resp.NextPageToken = fmt.Sprint(end)
 	}
 	return resp, nil
+}
+
+func (f *fake) DescribeAgent(_ context.Context, req *pb.DescribeAgentRequest) (*pb.DescribeAgentResponse, error) {
+	if d := f.described[req.GetAgent()]; d != nil {
+		return d, nil
+	}
+	return nil, status.Error(codes.NotFound, "agent: no agent is named so")
+}
+
+func (f *fake) WatchAgent(req *pb.WatchAgentRequest, stream grpc.ServerStreamingServer[pb.WatchAgentResponse]) error {
+	if f.described[req.GetAgent()] == nil {
+		return status.Error(codes.NotFound, "agent: no agent is named so")
+	}
+	for _, event := range f.events {
+		if err := stream.Send(event); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *fake) ListRefusals(context.Context, *pb.ListRefusalsRequest) (*pb.ListRefusalsResponse, error) {
+	return f.refusals, nil
+}
+
+func (f *fake) GetCardinality(_ context.Context, req *pb.GetCardinalityRequest) (*pb.GetCardinalityResponse, error) {
+	if req.GetLimit() != maxCardinalityRows {
+		return nil, status.Error(codes.InvalidArgument, "limit: want all")
+	}
+	return f.cardinality, nil
+}
+
+func (f *fake) GetCost(context.Context, *pb.GetCostRequest) (*pb.GetCostResponse, error) {
+	return f.cost, nil
+}
+
+func (f *fake) SetDraining(_ context.Context, req *pb.SetDrainingRequest) (*pb.SetDrainingResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.draining = append(f.draining, req.GetDraining())
+	return &pb.SetDrainingResponse{Streams: 7}, nil
+}
+
+func (f *fake) DeregisterAgents(_ context.Context, req *pb.DeregisterAgentsRequest) (*pb.DeregisterAgentsResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.deregistered = append(f.deregistered, req.GetAgentIds()...)
+	return &pb.DeregisterAgentsResponse{Deregistered: int64(len(req.GetAgentIds()))}, nil
 }
 
 // ran is what a command has done.

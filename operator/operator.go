@@ -52,7 +52,10 @@ func ExitCode(err error) int {
 
 // Commands returns the commands, in the order of the help.
 func Commands() []*serpent.Command {
-	return []*serpent.Command{statusCommand(), agentsCommand()}
+	return []*serpent.Command{
+		statusCommand(), agentsCommand(), agentCommand(), watchCommand(), metadataCommand(), refusalsCommand(), cardinalityCommand(),
+		deregisterCommand(), drainCommand(),
+	}
 }
 
 // exitCodes is the end of each command's description.

@@ -24,10 +24,13 @@ type table struct {
 	w *tabwriter.Writer
 }
 
+// newTable returns a table with the names of its columns, without which it has none.
 func newTable(columns ...string) *table {
 	t := &table{}
 	t.w = tabwriter.NewWriter(&t.b, 0, 0, 2, ' ', 0)
-	t.row(columns...)
+	if len(columns) > 0 {
+		t.row(columns...)
+	}
 	return t
 }
 
@@ -117,8 +120,10 @@ func ago(now time.Time, t *timestamppb.Timestamp) string {
 // document is what --json prints.
 type document struct {
 	Asked []askedDocument `json:"asked"`
-	// Answer is the answer of AdminService that is made of all replicas' answers.
-	Answer json.RawMessage `json:"answer,omitempty"`
+	// Answer is the answer of AdminService that is made of all replicas' answers; Answers
+	// are several.
+	Answer  json.RawMessage   `json:"answer,omitempty"`
+	Answers []json.RawMessage `json:"answers,omitempty"`
 }
 
 // askedDocument is a replica that was asked, or was not.
@@ -147,7 +152,7 @@ func (a *asked) documents() []askedDocument {
 }
 
 // inJSON has the names of fields as the contract has them, also of those that are empty.
-var inJSON = protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}
+var inJSON = protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}
 
 // printMessage prints a document with an answer.
 func (a *asked) printMessage(w io.Writer, m proto.Message) error {
@@ -156,6 +161,19 @@ func (a *asked) printMessage(w io.Writer, m proto.Message) error {
 		return fmt.Errorf("print JSON: %w", err)
 	}
 	return printJSON(w, document{Asked: a.documents(), Answer: text})
+}
+
+// answersOf returns a document with several answers.
+func answersOf[T proto.Message](a *asked, all []T) (document, error) {
+	d := document{Asked: a.documents(), Answers: []json.RawMessage{}}
+	for _, m := range all {
+		text, err := inJSON.Marshal(m)
+		if err != nil {
+			return d, fmt.Errorf("print JSON: %w", err)
+		}
+		d.Answers = append(d.Answers, text)
+	}
+	return d, nil
 }
 
 // printJSON prints a value with the indents of people.
