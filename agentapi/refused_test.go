@@ -245,6 +245,7 @@ func TestSessionsAreLoggedForDebugging(t *testing.T) {
 		c := s.Connect(edgetest.Session{Agent: 1})
 		epoch := c.Settings.GetEpoch()
 		of := fmt.Sprintf("agent=%s epoch=%d relayed=%t", edgetest.ID(1), epoch, edgetest.IsOverRelay(t))
+		synctest.Wait() // the line comes after the settings
 		require.Equal(t, 1, strings.Count(s.Log.String(), `level=DEBUG msg="session opened" `+of))
 		c.SendNext(edgetest.Goodbye())
 		c.RequireEnd(codes.OK, "")
