@@ -31,6 +31,8 @@ type Components struct {
 	Refusals Refusals
 	// Metrics are those of the service itself, without agents' series.
 	Metrics prometheus.Gatherer
+	// Self returns what they do not say of this replica, at once.
+	Self func() Self
 }
 
 // Service answers operators. Its methods may be called concurrently, and by others than
@@ -38,15 +40,16 @@ type Components struct {
 type Service struct {
 	agentstatsv1.UnimplementedAdminServiceServer
 	Components
-	server *grpcserver.Server
-	log    *slog.Logger
+	server     *grpcserver.Server
+	log        *slog.Logger
+	processors processors
 }
 
 // New returns a Service that the server serves: it is registered with it. Its metrics are
 // registered with reg.
 func New(server *grpcserver.Server, c Components, _ prometheus.Registerer, log *slog.Logger) (*Service, error) {
 	switch {
-	case c.Fleet == nil, c.Series == nil, c.Refusals == nil, c.Metrics == nil:
+	case c.Fleet == nil, c.Series == nil, c.Refusals == nil, c.Metrics == nil, c.Self == nil:
 		return nil, fmt.Errorf("adminapi components: one is absent: %+v", c)
 	}
 	s := &Service{Components: c, server: server, log: log}
@@ -54,7 +57,6 @@ func New(server *grpcserver.Server, c Components, _ prometheus.Registerer, log *
 		Desc: &agentstatsv1.AdminService_ServiceDesc,
 		Impl: s,
 		Role: grpcserver.RoleCoderd,
-		// What is in the way of others it can be asked about.
 		ForOperators: []string{
 			agentstatsv1.AdminService_GetStatus_FullMethodName,
 			agentstatsv1.AdminService_GetConfig_FullMethodName,

@@ -54,9 +54,10 @@ type Batcher struct {
 	pending *pending
 	failing failing
 	// flushing is when the flush under way began, zero: there is none. flushed is the
-	// time that those before it took together.
-	flushing time.Time
-	flushed  time.Duration
+	// time that those before it took together, lastFlush that of the newest.
+	flushing  time.Time
+	flushed   time.Duration
+	lastFlush time.Duration
 
 	// Only Run uses what follows.
 	batch    batch
@@ -195,13 +196,15 @@ type snapshot struct {
 	// oldest is for how long the oldest entry has been pending, of agents that are not in
 	// quarantine.
 	oldest time.Duration
+	// lastFlush is how long the newest flush took.
+	lastFlush time.Duration
 }
 
 func (b *Batcher) snapshot() snapshot {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.pending
-	return snapshot{p.ledger, p.len(), len(p.quarantine), p.confined, p.age(time.Now())}
+	return snapshot{p.ledger, p.len(), len(p.quarantine), p.confined, p.age(time.Now()), b.lastFlush}
 }
 
 // count returns what f does of the pending entries.

@@ -219,11 +219,12 @@ func (b *Batcher) flush(
 	return done, nil
 }
 
-// endFlush adds the time of the flush under way to that of all.
+// endFlush keeps the time of the flush under way, and adds it to that of all.
 func (b *Batcher) endFlush() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.flushed += time.Since(b.flushing)
+	b.lastFlush = time.Since(b.flushing)
+	b.flushed += b.lastFlush
 	b.flushing = time.Time{}
 }
 

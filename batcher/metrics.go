@@ -116,7 +116,7 @@ type entriesCollector struct {
 	now                       func() snapshot
 	entries, dropped, pending *prometheus.Desc
 	quarantined, confined     *prometheus.Desc
-	oldest                    *prometheus.Desc
+	oldest, lastFlush         *prometheus.Desc
 }
 
 func newEntriesCollector(now func() snapshot) *entriesCollector {
@@ -134,6 +134,9 @@ func newEntriesCollector(now func() snapshot) *entriesCollector {
 		oldest: prometheus.NewDesc("agentstatsd_metadata_oldest_pending_seconds",
 			"Time for which the oldest metadata entry has been pending, in seconds, but of agents whose metadata is written apart; 0: none is.",
 			nil, nil),
+		lastFlush: prometheus.NewDesc("agentstatsd_metadata_last_flush_seconds",
+			"Time that the last flush of metadata took, also if it failed, in seconds; 0: there was none.",
+			nil, nil),
 		quarantined: prometheus.NewDesc("agentstatsd_metadata_quarantined_agents",
 			"Agents whose metadata is written apart, a few rows at a time, as the database refused some of it.",
 			nil, nil),
@@ -149,6 +152,7 @@ func (c *entriesCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- c.dropped
 	ch <- c.pending
 	ch <- c.oldest
+	ch <- c.lastFlush
 	ch <- c.quarantined
 	ch <- c.confined
 }
@@ -169,6 +173,7 @@ func (c *entriesCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	ch <- prometheus.MustNewConstMetric(c.pending, prometheus.GaugeValue, float64(s.pending))
 	ch <- prometheus.MustNewConstMetric(c.oldest, prometheus.GaugeValue, s.oldest.Seconds())
+	ch <- prometheus.MustNewConstMetric(c.lastFlush, prometheus.GaugeValue, s.lastFlush.Seconds())
 	ch <- prometheus.MustNewConstMetric(c.quarantined, prometheus.GaugeValue, float64(s.quarantined))
 	ch <- prometheus.MustNewConstMetric(c.confined, prometheus.CounterValue, float64(s.confined))
 }

@@ -137,7 +137,7 @@ coderd_agentapi_metadata_flushed_total 2
 	families, err := reg.Gather()
 	require.NoError(t, err)
 	own := slices.DeleteFunc(families, func(f *dto.MetricFamily) bool { return !strings.HasPrefix(f.GetName(), "agentstatsd_") })
-	require.Len(t, own, 9)
+	require.Len(t, own, 10)
 	problems, err := promlint.NewWithMetricFamilies(own).Lint()
 	require.NoError(t, err)
 	require.Empty(t, problems)
@@ -147,7 +147,11 @@ coderd_agentapi_metadata_flushed_total 2
 func TestPendingGauges(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		reg := prometheus.NewRegistry()
-		b, err := New(&fakeStore{}, &fakePublisher{}, Options{BatchSize: 5, MaxPending: 10, MaxPendingPerAgent: 5, MaxPendingPerOwner: 7}, reg, quiet)
+		store := &fakeStore{before: func(context.Context, []agent.Metadata) error {
+			time.Sleep(2 * time.Second)
+			return nil
+		}}
+		b, err := New(store, &fakePublisher{}, Options{BatchSize: 5, MaxPending: 10, MaxPendingPerAgent: 5, MaxPendingPerOwner: 7}, reg, quiet)
 		require.NoError(t, err)
 		gauge := func(name string) (values []float64) {
 			for _, m := range gather(t, reg)[name].GetMetric() {
@@ -169,8 +173,10 @@ func TestPendingGauges(t *testing.T) {
 		// By what: in all, of one agent, of one owner.
 		require.Equal(t, []float64{10, 5, 7}, gauge("agentstatsd_limit"))
 		require.Equal(t, []float64{4, 2, 3}, gauge("agentstatsd_usage"))
+		require.Equal(t, []float64{0}, gauge("agentstatsd_metadata_last_flush_seconds"))
 		flushAll(t, b)
 		require.Equal(t, []float64{0}, gauge("agentstatsd_metadata_oldest_pending_seconds"))
+		require.Equal(t, []float64{2}, gauge("agentstatsd_metadata_last_flush_seconds"))
 		require.Equal(t, []float64{0, 0, 0}, gauge("agentstatsd_usage"))
 	})
 }

@@ -103,6 +103,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	h.metrics.duration.WithLabelValues(formatName(format)).Observe(time.Since(start).Seconds())
+	h.metrics.last.SetToCurrentTime()
 	// The deadline covers the flush. It must not end the connection's next request.
 	if control.Flush() == nil {
 		_ = control.SetWriteDeadline(time.Time{})

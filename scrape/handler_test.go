@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -89,7 +90,10 @@ func TestScrapeIsTheRegistryAndThenTheParts(t *testing.T) {
 	require.Equal(t, "text/plain; version=0.0.4; charset=utf-8; escaping=underscores", w.Header().Get("Content-Type"))
 	require.Equal(t, []string{"Accept", "Accept-Encoding"}, w.Header().Values("Vary"))
 	body := regexp.MustCompile(`(?m)^agentstatsd_scrape_duration_seconds.*\n`).ReplaceAllString(w.Body.String(), "")
-	require.Equal(t, `# HELP agentstatsd_scrape_bytes_total Bytes of scrapes handed to the network, by encoding (gzip, identity).
+	require.Equal(t, `# HELP agentstatsd_last_scrape_timestamp_seconds Unix time at which the newest scrape was served whole; 0: none was.
+# TYPE agentstatsd_last_scrape_timestamp_seconds gauge
+agentstatsd_last_scrape_timestamp_seconds 0
+# HELP agentstatsd_scrape_bytes_total Bytes of scrapes handed to the network, by encoding (gzip, identity).
 # TYPE agentstatsd_scrape_bytes_total counter
 agentstatsd_scrape_bytes_total{encoding="gzip"} 0
 agentstatsd_scrape_bytes_total{encoding="identity"} 0
@@ -116,6 +120,23 @@ promhttp_metric_handler_requests_total{code="503"} 0
 part{l="v"}    2
 last 1
 `, body)
+}
+
+// The time of a scrape is that of the newest one that was served whole.
+func TestLastScrape(t *testing.T) {
+	part := &part{text: []byte("last 1\n")}
+	h := newHandler(t, own(), Options{}, part)
+	before := time.Now()
+	get(t, h)
+	last := func() float64 {
+		text := regexp.MustCompile(`(?m)^agentstatsd_last_scrape_timestamp_seconds (.*)$`).FindStringSubmatch(get(t, h).Body.String())
+		at, err := strconv.ParseFloat(text[1], 64)
+		require.NoError(t, err)
+		return at
+	}
+	first := last()
+	require.InDelta(t, before.UnixNano(), first*1e9, 1e10)
+	require.Greater(t, last(), first)
 }
 
 // A family of the registry that a part has in its place is hidden while it does.

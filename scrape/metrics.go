@@ -20,6 +20,7 @@ type ownMetrics struct {
 	duration *prometheus.HistogramVec
 	bytes    *prometheus.CounterVec
 	errors   *prometheus.CounterVec
+	last     prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) (*ownMetrics, error) {
@@ -35,6 +36,9 @@ func newMetrics(reg prometheus.Registerer) (*ownMetrics, error) {
 		errors: ownmetrics.CounterVec("agentstatsd_scrape_errors_total",
 			"Scrapes that were not served whole, by cause (gather: some own families left out; write: the client went away or was too slow; part: cut short).",
 			ownmetrics.Values("cause", causeGather, causeWrite, causePart)),
+		last: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "agentstatsd_last_scrape_timestamp_seconds", Help: "Unix time at which the newest scrape was served whole; 0: none was.",
+		}),
 	}
-	return m, ownmetrics.Register(reg, m.duration, m.bytes, m.errors)
+	return m, ownmetrics.Register(reg, m.duration, m.bytes, m.errors, m.last)
 }

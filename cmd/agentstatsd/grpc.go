@@ -68,6 +68,7 @@ func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.M
 		Series:   s.aggregator,
 		Refusals: s.refusals,
 		Metrics:  s.registry,
+		Self:     s.self,
 	}, reg, s.log.With("component", "adminapi"))
 	return err
 }

@@ -163,7 +163,7 @@ func Start(t testing.TB, set Settings) *Service {
 	}
 	_, err = coderdapi.New(s.Server, coderd, set.Coderd, s.Registry, log)
 	require.NoError(t, err)
-	admin := adminapi.Components{Fleet: s.Fleet, Series: s.Series, Refusals: s.Refusals, Metrics: s.Registry}
+	admin := adminapi.Components{Fleet: s.Fleet, Series: s.Series, Refusals: s.Refusals, Metrics: s.Registry, Self: func() adminapi.Self { return adminapi.Self{} }}
 	if set.ChangeAdmin != nil {
 		set.ChangeAdmin(&admin)
 	}
@@ -180,7 +180,7 @@ func Start(t testing.TB, set Settings) *Service {
 	workCtx, stopWorking := context.WithCancel(context.WithoutCancel(t.Context()))
 	var serving, working sync.WaitGroup
 	serving.Go(func() { require.NoError(t, s.Server.Serve(serveCtx, lis)) })
-	for _, run := range []func(context.Context) error{s.Fleet.Run, pending.Run, s.Series.Run, s.Reports.Run} {
+	for _, run := range []func(context.Context) error{s.Fleet.Run, pending.Run, s.Series.Run, s.Reports.Run, s.Refusals.Run} {
 		working.Go(func() { require.NoError(t, run(workCtx)) })
 	}
 	s.Stop = sync.OnceFunc(func() {

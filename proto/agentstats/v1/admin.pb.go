@@ -111,7 +111,7 @@ type ReplicaStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// UUID of the process; empty without replicas.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// As --replica-name says.
+	// Name of its host.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// Seconds since this was so; 0 for the replica that was asked.
 	AgeSeconds float64 `protobuf:"fixed64,3,opt,name=age_seconds,json=ageSeconds,proto3" json:"age_seconds,omitempty"`
@@ -131,7 +131,7 @@ type ReplicaStatus struct {
 	Ready bool `protobuf:"varint,10,opt,name=ready,proto3" json:"ready,omitempty"`
 	// It drains: --drain-timeout or SetDraining.
 	Draining bool `protobuf:"varint,11,opt,name=draining,proto3" json:"draining,omitempty"`
-	// What readiness depends on, in a fixed order.
+	// What readiness depends on, in the order of their names.
 	Components []*Component `protobuf:"bytes,12,rep,name=components,proto3" json:"components,omitempty"`
 	// What does not work, though all that readiness is about does.
 	Warnings []string `protobuf:"bytes,13,rep,name=warnings,proto3" json:"warnings,omitempty"`
@@ -151,13 +151,14 @@ type ReplicaStatus struct {
 	Series float64 `protobuf:"fixed64,20,opt,name=series,proto3" json:"series,omitempty"`
 	// Bytes of memory that are resident.
 	ResidentBytes float64 `protobuf:"fixed64,21,opt,name=resident_bytes,json=residentBytes,proto3" json:"resident_bytes,omitempty"`
-	// Bytes that GOMEMLIMIT or the container allow; 0: no limit is known.
+	// Bytes that GOMEMLIMIT allows; 0: it is not set.
 	MemoryLimitBytes float64 `protobuf:"fixed64,22,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`
-	// Cores that it used since the status before.
+	// Cores that it used in the last seconds, as a mean; 0 if it was not asked before.
 	Cores float64 `protobuf:"fixed64,23,opt,name=cores,proto3" json:"cores,omitempty"`
 	// Metadata: what came in and what became of it.
 	Durability *Durability `protobuf:"bytes,24,opt,name=durability,proto3" json:"durability,omitempty"`
-	// Refused items by reason, since the process began; the 20 largest.
+	// Items that agents were refused, or that expired, by reason, since the process began;
+	// the 20 largest.
 	Refused []*NamedCount `protobuf:"bytes,25,rep,name=refused,proto3" json:"refused,omitempty"`
 	// Time of the newest scrape that was served; absent: there was none.
 	ScrapedAt *timestamppb.Timestamp `protobuf:"bytes,26,opt,name=scraped_at,json=scrapedAt,proto3" json:"scraped_at,omitempty"`
@@ -389,7 +390,7 @@ func (x *ReplicaStatus) GetCardinality() []*CardinalityGroup {
 // Component is a part that readiness depends on.
 type Component struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name of it, as agentstatsd_component_ready has it.
+	// Name of it, as agentstatsd_component_ready has it, and database.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// It works.
 	Ready bool `protobuf:"varint,2,opt,name=ready,proto3" json:"ready,omitempty"`
@@ -453,7 +454,7 @@ func (x *Component) GetReason() string {
 // Place says what serves something.
 type Place struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name of what is served: grpc, prometheus, database, pubsub and so on.
+	// Name of it, as the first line of the log has it: grpc_address, database and so on.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Address, path or URL without secrets.
 	Value         string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
@@ -575,7 +576,10 @@ type Certificate struct {
 	// Name of the listener.
 	Listener string `protobuf:"bytes,1,opt,name=listener,proto3" json:"listener,omitempty"`
 	// When it ends.
-	NotAfter      *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	NotAfter *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	// server: it is shown to clients; client_ca: the one of clients' that is valid the
+	// longest.
+	Kind          string `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -622,6 +626,13 @@ func (x *Certificate) GetNotAfter() *timestamppb.Timestamp {
 		return x.NotAfter
 	}
 	return nil
+}
+
+func (x *Certificate) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
 }
 
 // Durability is a sum that adds up: received entries of metadata are the sum of the others.
@@ -3590,10 +3601,11 @@ const file_agentstats_v1_admin_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\x01R\x05limit\x12\x17\n" +
 	"\x04used\x18\x03 \x01(\x01H\x00R\x04used\x88\x01\x01B\a\n" +
-	"\x05_used\"b\n" +
+	"\x05_used\"v\n" +
 	"\vCertificate\x12\x1a\n" +
 	"\blistener\x18\x01 \x01(\tR\blistener\x127\n" +
-	"\tnot_after\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\"\xb9\x02\n" +
+	"\tnot_after\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\"\xb9\x02\n" +
 	"\n" +
 	"Durability\x12\x1a\n" +
 	"\breceived\x18\x01 \x01(\x01R\breceived\x12\x1c\n" +

@@ -1,0 +1,196 @@
+package adminapi
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/readiness"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// Self is what the metrics of a replica do not say of it.
+type Self struct {
+	// ID of the process among the replicas; zero: it is alone.
+	ID agent.ID
+	// Name of the host.
+	Name string
+	// URL of the page; empty: it is not known.
+	URL string
+	// Places are what serves what, without secrets.
+	Places []Place
+	// Readiness is the answer of /-/ready. Reasons has those of all components, also if
+	// it is ready in spite of them.
+	Readiness readiness.Answer
+}
+
+// Place is an address, a path or a URL, and what is there.
+type Place struct{ Name, Value string }
+
+// maxRefusedReasons bounds the reasons in a status. There are about 60.
+const maxRefusedReasons = 20
+
+// GetStatus implements agentstatsv1.AdminServiceServer.
+func (s *Service) GetStatus(context.Context, *agentstatsv1.GetStatusRequest) (*agentstatsv1.GetStatusResponse, error) {
+	return &agentstatsv1.GetStatusResponse{Replicas: []*agentstatsv1.ReplicaStatus{s.status(time.Now())}}, nil
+}
+
+// status returns how this replica is at now.
+func (s *Service) status(now time.Time) *agentstatsv1.ReplicaStatus {
+	self := s.Self()
+	g, err := gather(s.Metrics)
+	warnings := self.Readiness.Warnings
+	if err != nil {
+		warnings = append(slices.Clone(warnings), "some of the numbers here are missing: "+err.Error())
+	}
+	r := &agentstatsv1.ReplicaStatus{
+		Name: self.Name, Url: self.URL, Alive: true,
+		// One that is alone leads.
+		Leads:            g["agentstatsd_replica_leads"] == nil || g.value("agentstatsd_replica_leads") == 1,
+		StartedAt:        timestamp(g.value("process_start_time_seconds")),
+		Ready:            self.Readiness.Ready,
+		Draining:         self.Readiness.Reasons["draining"] != "",
+		Components:       g.components(self.Readiness.Reasons),
+		Warnings:         warnings,
+		Limits:           g.limits(),
+		Certificates:     g.certificates(),
+		Registered:       g.value("agentstatsd_agents_registered"),
+		Connected:        g.value("agentstatsd_sessions"),
+		Relayed:          g.value("agentstatsd_relayed_sessions"),
+		Series:           g.value("agentstatsd_series"),
+		ResidentBytes:    g.value("process_resident_memory_bytes"),
+		MemoryLimitBytes: g.memoryLimit(),
+		Cores:            s.processors.used(now, g.value("process_cpu_seconds_total")),
+		Durability:       g.durability(),
+		Refused:          g.refused(maxRefusedReasons),
+		ScrapedAt:        timestamp(g.value("agentstatsd_last_scrape_timestamp_seconds")),
+	}
+	if self.ID != (agent.ID{}) {
+		r.Id = self.ID.String()
+	}
+	for _, m := range g["agentstatsd_build_info"].GetMetric() {
+		r.Version, r.Revision = labelOf(m, "version"), labelOf(m, "revision")
+	}
+	for _, p := range self.Places {
+		r.Places = append(r.Places, &agentstatsv1.Place{Name: p.Name, Value: p.Value})
+	}
+	return r
+}
+
+// components returns the parts that readiness depends on, in the order of their names,
+// and the database, of which there is no metric.
+func (g gathered) components(reasons map[string]string) (all []*agentstatsv1.Component) {
+	names := g.by("agentstatsd_component_ready", "component")
+	names[readiness.DatabasePart] = 1
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		reason := reasons[name]
+		all = append(all, &agentstatsv1.Component{Name: name, Ready: reason == "", Reason: reason})
+	}
+	return all
+}
+
+// limits returns all limits, in the order of their names.
+func (g gathered) limits() (all []*agentstatsv1.Limit) {
+	limits, used := g.by("agentstatsd_limit", "what"), g.by("agentstatsd_usage", "what")
+	for _, what := range slices.Sorted(maps.Keys(limits)) {
+		l := &agentstatsv1.Limit{Name: what, Limit: limits[what]}
+		if n, ok := used[what]; ok {
+			l.Used = &n
+		}
+		all = append(all, l)
+	}
+	return all
+}
+
+// certificates returns those of listeners, in the order of their listeners.
+func (g gathered) certificates() (all []*agentstatsv1.Certificate) {
+	for _, m := range g["agentstatsd_tls_certificate_expiry_timestamp_seconds"].GetMetric() {
+		all = append(all, &agentstatsv1.Certificate{
+			Listener: labelOf(m, "listener"), Kind: labelOf(m, "certificate"), NotAfter: timestamp(valueOf(m)),
+		})
+	}
+	slices.SortStableFunc(all, func(a, b *agentstatsv1.Certificate) int {
+		return cmp.Or(cmp.Compare(a.GetListener(), b.GetListener()), cmp.Compare(a.GetKind(), b.GetKind()))
+	})
+	return all
+}
+
+// durability returns what became of metadata. All of it but the errors is of one moment,
+// as the batcher collects it in one step. So the sum adds up.
+func (g gathered) durability() *agentstatsv1.Durability {
+	entries := g.by("agentstatsd_metadata_entries_total", "outcome")
+	return &agentstatsv1.Durability{
+		Received: entries["received"], Coalesced: entries["coalesced"], Flushed: entries["flushed"],
+		Unchanged: entries["unchanged"], Dropped: entries["dropped"],
+		Pending:              g.value("agentstatsd_metadata_pending"),
+		OldestPendingSeconds: g.value("agentstatsd_metadata_oldest_pending_seconds"),
+		LastFlushSeconds:     g.value("agentstatsd_metadata_last_flush_seconds"),
+		FlushErrors:          g.value("agentstatsd_metadata_flush_errors_total"),
+	}
+}
+
+// refused returns refused items by reason, the most first.
+func (g gathered) refused(most int) (all []*agentstatsv1.NamedCount) {
+	for reason, n := range g.by("agentstatsd_refused_items_total", "reason") {
+		if n > 0 {
+			all = append(all, &agentstatsv1.NamedCount{Name: reason, Count: n})
+		}
+	}
+	slices.SortFunc(all, compareCounts)
+	return all[:min(len(all), most)]
+}
+
+// memoryLimit returns the bytes that GOMEMLIMIT allows; 0: it is not set.
+func (g gathered) memoryLimit() float64 {
+	limit := g.value("go_gc_gomemlimit_bytes")
+	if limit >= math.MaxInt64 {
+		return 0
+	}
+	return limit
+}
+
+// timestamp returns a Unix time; nil: it is 0, as of what did not happen.
+func timestamp(seconds float64) *timestamppb.Timestamp {
+	if seconds <= 0 {
+		return nil
+	}
+	whole, part := math.Modf(seconds)
+	return timestamppb.New(time.Unix(int64(whole), int64(part*1e9)))
+}
+
+// processors knows how much time of processors was used at two moments before.
+type processors struct {
+	mu     sync.Mutex
+	before [2]processorTime // the older one first
+}
+
+// processorTime is how many seconds of processors were used until a moment.
+type processorTime struct {
+	at      time.Time
+	seconds float64
+}
+
+// processorWindow is the least time over which the use of processors is averaged.
+const processorWindow = 5 * time.Second
+
+// used returns how many cores were used since a moment that is at least processorWindow
+// before now; 0: none is known.
+func (p *processors) used(now time.Time, seconds float64) float64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now.Sub(p.before[1].at) >= processorWindow {
+		p.before[0], p.before[1] = p.before[1], processorTime{now, seconds}
+	}
+	since := p.before[0]
+	if since.at.IsZero() || !now.After(since.at) {
+		return 0
+	}
+	return max(0, (seconds-since.seconds)/now.Sub(since.at).Seconds())
+}

@@ -1,0 +1,160 @@
+package adminapi_test
+
+import (
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/coder/agentstatsd/adminapi"
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/batcher"
+	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/internal/edgetest"
+	"github.com/coder/agentstatsd/internal/readiness"
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// A status has what the metrics have, and what only the process knows.
+func TestStatus(t *testing.T) {
+	self := adminapi.Self{
+		ID: agent.ID{7}, Name: "host-a", URL: "https://stats.example.com/a",
+		Places: []adminapi.Place{{Name: "database", Value: "sqlite /data/agentstatsd.db"}},
+		Readiness: readiness.Answer{
+			Reasons:  map[string]string{"batcher": "metadata is not written", "database": "it is stopped"},
+			Warnings: []string{"a certificate expires soon"},
+		},
+	}
+	s := edgetest.Start(t, edgetest.Settings{ChangeAdmin: func(c *adminapi.Components) { c.Self = func() adminapi.Self { return self } }})
+	s.Registry.MustRegister(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector())
+	checks := []readiness.Check{{Name: "batcher", Err: func() error { return nil }}, {Name: "draining", Err: func() error { return nil }}}
+	require.NoError(t, readiness.Register(s.Registry, checks))
+	expiry := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	for i, kind := range []string{"server", "client_ca"} {
+		certificate := prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "agentstatsd_tls_certificate_expiry_timestamp_seconds", ConstLabels: prometheus.Labels{"listener": "grpc", "certificate": kind},
+		})
+		certificate.Set(float64(expiry.Unix() + int64(i)))
+		s.Registry.MustRegister(certificate)
+	}
+	s.Register(1, 2, 3)
+	c := s.Connect(edgetest.Session{Agent: 1})
+	c.SendNext(edgetest.Stats(edgetest.Gauge("0bad", 1)))
+	part, err := c.Recv()
+	require.NoError(t, err)
+	require.NotNil(t, edgetest.RefusalOf(part))
+	s.Request(2, edgetest.Metadata("a", "1", "b", "2"))
+
+	before := time.Now()
+	resp, err := s.Operators().GetStatus(s.AsOperator(), &pb.GetStatusRequest{})
+	require.NoError(t, err)
+	require.Len(t, resp.GetReplicas(), 1)
+	r := resp.GetReplicas()[0]
+	require.Equal(t, self.ID.String(), r.GetId())
+	require.Equal(t, "host-a", r.GetName())
+	require.Equal(t, "https://stats.example.com/a", r.GetUrl())
+	require.True(t, r.GetAlive())
+	require.True(t, r.GetLeads(), "one that is alone leads")
+	require.False(t, r.GetReady())
+	require.False(t, r.GetDraining())
+	var components []string
+	for _, c := range r.GetComponents() {
+		components = append(components, c.GetName()+" "+strconv.FormatBool(c.GetReady())+" "+c.GetReason())
+	}
+	require.Equal(t, []string{"batcher false metadata is not written", "database false it is stopped", "draining true "}, components)
+	require.Equal(t, []string{"a certificate expires soon"}, r.GetWarnings())
+	require.Equal(t, "sqlite /data/agentstatsd.db", r.GetPlaces()[0].GetValue())
+	require.Len(t, r.GetCertificates(), 2)
+	require.Equal(t, []string{"grpc", "client_ca"}, []string{r.GetCertificates()[0].GetListener(), r.GetCertificates()[0].GetKind()})
+	require.Equal(t, expiry, r.GetCertificates()[1].GetNotAfter().AsTime())
+
+	require.Equal(t, []float64{3, 1, 0}, []float64{r.GetRegistered(), r.GetConnected(), r.GetRelayed()})
+	require.Positive(t, r.GetSeries())
+	require.Greater(t, r.GetResidentBytes(), 1e6)
+	require.Less(t, r.GetMemoryLimitBytes(), 1e15)
+	require.WithinDuration(t, before, r.GetStartedAt().AsTime(), time.Hour)
+	require.Nil(t, r.GetScrapedAt(), "nothing is scraped here")
+	require.Len(t, r.GetRefused(), 1)
+	require.Equal(t, "invalid_name", r.GetRefused()[0].GetName())
+	require.Equal(t, 1.0, r.GetRefused()[0].GetCount())
+	limits := make(map[string]*pb.Limit)
+	for _, l := range r.GetLimits() {
+		limits[l.GetName()] = l
+	}
+	require.Equal(t, []float64{10_000, 2}, []float64{limits["metadata_pending"].GetLimit(), limits["metadata_pending"].GetUsed()})
+	require.Nil(t, limits["message_bytes"].Used, "a limit of one message")
+	require.Equal(t, 2.0, r.GetDurability().GetReceived())
+	require.Equal(t, 2.0, r.GetDurability().GetPending())
+	require.Positive(t, r.GetDurability().GetOldestPendingSeconds())
+}
+
+// Only those who run the service see it.
+func TestStatusIsForOperators(t *testing.T) {
+	s := edgetest.Start(t, edgetest.Settings{})
+	s.Register(1)
+	for _, token := range []string{edgetest.OperatorToken, edgetest.CoderdToken} {
+		_, err := s.Operators().GetStatus(edgetest.As(t.Context(), token), &pb.GetStatusRequest{})
+		require.NoError(t, err)
+	}
+	for token, code := range map[string]codes.Code{edgetest.PushToken: codes.PermissionDenied, edgetest.Token(1): codes.PermissionDenied, "x": codes.Unauthenticated} {
+		_, err := s.Operators().GetStatus(edgetest.As(t.Context(), token), &pb.GetStatusRequest{})
+		require.Equal(t, code, status.Code(err), token)
+	}
+}
+
+// What came in is what became of it, in every answer, also while much comes in and is
+// written.
+func TestDurabilityAddsUp(t *testing.T) {
+	const agents, answers = 4, 50
+	const much = 1_000_000_000 // agents that send this much are not locked out
+	s := edgetest.Start(t, edgetest.Settings{
+		Batcher: batcher.Options{BatchSize: 8, FlushInterval: time.Millisecond, MaxPending: 16},
+		Fleet: fleet.Options{
+			MessagesPerSecond: much, MessagesBurst: much, BytesPerSecond: much, BytesBurst: much, RefusedPerSecond: much, RefusedBurst: much,
+		},
+	})
+	s.Register(1, 2, 3, 4)
+	var enough atomic.Bool
+	var sending sync.WaitGroup
+	for n := range agents {
+		c := s.Connect(edgetest.Session{Agent: n + 1})
+		sending.Go(func() {
+			for value := 0; !enough.Load(); value++ {
+				// Of 6 keys one keeps its value, and not all fit.
+				v := strconv.Itoa(value)
+				c.SendNext(edgetest.Metadata("a", v, "b", v, "c", v, "d", "same", "e", v, "f", v))
+				for part := new(pb.ConnectResponse); part.GetAck() == nil; {
+					var err error
+					if part, err = c.Recv(); !assert.NoError(t, err) {
+						return
+					}
+				}
+			}
+		})
+	}
+	seen := make(map[string]bool)
+	for n := 0; n < answers || len(seen) < 5; n++ {
+		resp, err := s.Operators().GetStatus(s.AsOperator(), &pb.GetStatusRequest{})
+		require.NoError(t, err)
+		d := resp.GetReplicas()[0].GetDurability()
+		require.Equal(t, d.GetReceived(), d.GetCoalesced()+d.GetFlushed()+d.GetUnchanged()+d.GetDropped()+d.GetPending(), "%v", d)
+		for what, n := range map[string]float64{
+			"coalesced": d.GetCoalesced(), "flushed": d.GetFlushed(), "dropped": d.GetDropped(), "pending": d.GetPending(), "time": d.GetLastFlushSeconds(),
+		} {
+			if n > 0 {
+				seen[what] = true
+			}
+		}
+	}
+	enough.Store(true)
+	sending.Wait()
+	require.Len(t, seen, 5, "each is a part of the sum: %v", seen)
+}
