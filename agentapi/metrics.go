@@ -40,7 +40,7 @@ type metrics struct {
 // registerLimits registers the limits of relaying.
 func (s *Service) registerLimits(reg prometheus.Registerer) error {
 	return ownmetrics.RegisterLimits(reg,
-		ownmetrics.Of("relay_streams", s.opts.Load, func(o *inForce) int { return o.MaxRelayStreams }, func() float64 { return float64(len(s.relays)) }),
+		ownmetrics.Of("relay_streams", s.opts.Load, func(o *inForce) int { return o.MaxRelayStreams }, ownmetrics.Count(s.relays.InUse)),
 		ownmetrics.Of("relayed_sessions", s.opts.Load, func(o *inForce) int { return o.MaxRelayedSessions }, ownmetrics.Count(func() int {
 			most := 0
 			s.relaying.Range(func(key, _ any) bool {

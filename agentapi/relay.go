@@ -64,7 +64,7 @@ type relay struct {
 func (s *Service) RelayAgents(stream relayStream) error {
 	if !s.relays.TryAcquire() {
 		s.metrics.relayRefused.WithLabelValues(refusedStreams).Inc()
-		return grpcserver.Exhausted(relayRetry, fmt.Sprintf("want at most %d streams that relay at once (%s)", cap(s.relays), flagRelayStreams))
+		return grpcserver.Exhausted(relayRetry, fmt.Sprintf("want at most %d streams that relay at once (%s)", s.relays.Limit(), flagRelayStreams))
 	}
 	defer s.relays.Release()
 	s.metrics.relayStreams.Inc()

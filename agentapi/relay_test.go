@@ -402,6 +402,12 @@ func TestRelayLimits(t *testing.T) {
 		other := relayRaw(t, s)
 		edgetest.RequireCode(t, streamError(other), codes.ResourceExhausted, "want at most 1 streams that relay at once (--max-relay-streams)")
 		require.Equal(t, 1.0, s.Counter("agentstatsd_relay_refused_total", "streams"))
+		opts := s.AgentService.Options()
+		opts.MaxRelayStreams = 2
+		require.NoError(t, s.AgentService.Reconfigure(opts))
+		other = relayRaw(t, s)
+		require.NoError(t, other.CloseSend())
+		require.ErrorContains(t, streamError(other), "EOF")
 		require.NoError(t, stream.CloseSend())
 		require.ErrorContains(t, streamError(stream), "EOF")
 	})

@@ -76,8 +76,8 @@ type Service struct {
 	opts     atomic.Pointer[inForce] // Reconfigure replaces them
 	metrics  *metrics
 	log      *slog.Logger
-	relays   grpcserver.Slots // streams that relay
-	relaying sync.Map         // of *relay: these streams
+	relays   *grpcserver.Slots // streams that relay
+	relaying sync.Map          // of *relay: these streams
 }
 
 // inForce are options that are in force.
@@ -131,13 +131,14 @@ func (s *Service) use(opts Options) {
 // Options returns the options in force, with their defaults.
 func (s *Service) Options() Options { return s.opts.Load().Options }
 
-// Reconfigure changes the options but MaxRelayStreams. Agents get their settings with the
-// next response. After an error nothing has changed.
+// Reconfigure changes the options. Agents get their settings with the next response, and
+// streams above a lowered MaxRelayStreams stay. After an error nothing has changed.
 func (s *Service) Reconfigure(opts Options) error {
 	opts = opts.withDefaults()
 	if err := opts.validate(); err != nil {
 		return fmt.Errorf("agentapi options: %w", err)
 	}
+	s.relays.SetLimit(opts.MaxRelayStreams)
 	s.use(opts)
 	return nil
 }

@@ -31,7 +31,7 @@ const (
 // is slowed.
 type futile struct {
 	pace   *rate.Limiter
-	places grpcserver.Slots
+	places *grpcserver.Slots
 	slowed prometheus.Counter
 }
 

@@ -53,10 +53,10 @@ func (s *Service) registerGauges(reg prometheus.Registerer) error {
 	registrations := s.byteBudgets[agentstatsv1.CoderdService_RegisterAgents_FullMethodName]
 	pushes := s.byteBudgets[agentstatsv1.CoderdService_PushMetrics_FullMethodName]
 	err := ownmetrics.RegisterLimits(reg,
-		ownmetrics.Of("watches", s.opts.Load, func(o *Options) int { return o.MaxWatches }, func() float64 { return float64(len(s.watches)) }),
+		ownmetrics.Of("watches", s.opts.Load, func(o *Options) int { return o.MaxWatches }, ownmetrics.Count(s.watches.InUse)),
 		ownmetrics.Of("watch_bytes", s.opts.Load, func(o *Options) int { return o.MaxWatchBytes }, nil),
 		ownmetrics.Of("watches_bytes", s.opts.Load, func(o *Options) int { return o.MaxWatchesBytes }, ownmetrics.Count(s.watchBytes.inUse)),
-		ownmetrics.Of("syncs", s.opts.Load, func(o *Options) int { return o.MaxSyncs }, func() float64 { return float64(len(s.syncs)) }),
+		ownmetrics.Of("syncs", s.opts.Load, func(o *Options) int { return o.MaxSyncs }, ownmetrics.Count(s.syncs.InUse)),
 		ownmetrics.Of("sync_bytes", s.opts.Load, func(o *Options) int { return o.MaxSyncBytes }, ownmetrics.Count(registrations.inUse)),
 		ownmetrics.Of("push_bytes", s.opts.Load, func(o *Options) int { return o.MaxPushBytes }, nil),
 		ownmetrics.Of("pushes_bytes", s.opts.Load, func(o *Options) int { return o.MaxPushesBytes }, ownmetrics.Count(pushes.inUse)),

@@ -62,6 +62,11 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
+// pushersPushes is how many pushes those may have at once who may only push,
+// operatorsWatches how many watches those who may only read.
+func (o *Options) pushersPushes() int    { return o.MaxPushes - o.MaxPushes/4 }
+func (o *Options) operatorsWatches() int { return max(1, o.MaxWatches/4) }
+
 func (o Options) validate(maxMessageBytes int) error {
 	if most := max(ReadMessages*maxMessageBytes, o.MaxWatchBytes); o.MaxWatchesBytes < most {
 		return fmt.Errorf("max watches bytes: want at least %d, six times the max message bytes and once the max watch bytes, got %d", most, o.MaxWatchesBytes)

@@ -42,7 +42,7 @@ func (s *Service) PushMetrics(stream grpc.BidiStreamingServer[agentstatsv1.PushM
 	if grpcserver.CallerFrom(stream.Context()).IsPusher {
 		if !s.pushersPushes.TryAcquire() {
 			s.metrics.refused.WithLabelValues(refusedPush).Inc()
-			return grpcserver.Exhausted(time.Second, fmt.Sprintf("want at most %d pushes at once of those who may only push, a share of %s", cap(s.pushersPushes), flagInstances))
+			return grpcserver.Exhausted(time.Second, fmt.Sprintf("want at most %d pushes at once of those who may only push, a share of %s", s.pushersPushes.Limit(), flagInstances))
 		}
 		defer s.pushersPushes.Release()
 	}

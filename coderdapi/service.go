@@ -73,10 +73,10 @@ type Service struct {
 	// What the log has of registrations that are refused, and of pushes that are not taken in.
 	refusedRegistrations, pushesWithoutRoom, rejectedPushes, failedPushes recurring.Events
 	// Limits of what may be under way at once.
-	watches, syncs, pushes grpcserver.Slots
+	watches, syncs, pushes *grpcserver.Slots
 	// pushersPushes are those of pushes that those may have who may only push,
 	// operatorsWatches those of watches that those may have who may only read.
-	pushersPushes, operatorsWatches grpcserver.Slots
+	pushersPushes, operatorsWatches *grpcserver.Slots
 	// watchBytes is the memory that watches and reads of metadata share.
 	watchBytes *watchBytes
 	// byteBudgets are by the full name of the method.
@@ -114,9 +114,8 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 		syncs:   grpcserver.NewSlots(opts.MaxSyncs),
 		pushes:  grpcserver.NewSlots(opts.MaxPushes),
 
-		pushersPushes: grpcserver.NewSlots(opts.MaxPushes - opts.MaxPushes/4),
-
-		operatorsWatches: grpcserver.NewSlots(max(1, opts.MaxWatches/4)),
+		pushersPushes:    grpcserver.NewSlots(opts.pushersPushes()),
+		operatorsWatches: grpcserver.NewSlots(opts.operatorsWatches()),
 		watchBytes:       newWatchBytes(&opts, m),
 		futile:           newFutile(m),
 		decoders:         make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
@@ -146,19 +145,22 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 // Options returns the options in force, with their defaults.
 func (s *Service) Options() Options { return *s.opts.Load() }
 
-// Reconfigure changes MaxPushBytes, MaxPushesBytes, MaxRegistrationBytes, MaxSyncBytes,
-// MaxDeclaredKeys and SyncTimeout, and WatchInterval for new watches. The other options
-// are those of New. What is under way goes on. After an error nothing has changed.
-func (s *Service) Reconfigure(to Options) error {
-	opts := s.Options()
-	opts.MaxPushBytes, opts.MaxPushesBytes = to.MaxPushBytes, to.MaxPushesBytes
-	opts.MaxRegistrationBytes, opts.MaxSyncBytes, opts.MaxDeclaredKeys = to.MaxRegistrationBytes, to.MaxSyncBytes, to.MaxDeclaredKeys
-	opts.SyncTimeout, opts.WatchInterval = to.SyncTimeout, to.WatchInterval
+// Reconfigure changes the options but MaxWatchesBytes and StoreReady, which are those of
+// New. MaxWatchBytes and WatchInterval are for new watches. What is under way goes on, also
+// above a lowered limit. After an error nothing has changed.
+func (s *Service) Reconfigure(opts Options) error {
+	before := s.opts.Load()
+	opts.MaxWatchesBytes, opts.StoreReady = before.MaxWatchesBytes, before.StoreReady
 	opts = opts.withDefaults()
 	if err := opts.validate(s.server.Options().MaxMessageBytes); err != nil {
 		return fmt.Errorf("coderdapi options: %w", err)
 	}
 	s.opts.Store(&opts)
+	s.watches.SetLimit(opts.MaxWatches)
+	s.syncs.SetLimit(opts.MaxSyncs)
+	s.pushes.SetLimit(opts.MaxPushes)
+	s.pushersPushes.SetLimit(opts.pushersPushes())
+	s.operatorsWatches.SetLimit(opts.operatorsWatches())
 	s.byteBudgets[agentstatsv1.CoderdService_SyncAgents_FullMethodName].setLimit(opts.MaxSyncBytes)
 	s.byteBudgets[agentstatsv1.CoderdService_PushMetrics_FullMethodName].setLimit(opts.MaxPushesBytes)
 	return nil

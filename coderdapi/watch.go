@@ -64,7 +64,7 @@ func (s *Service) startWatch(ctx context.Context, kind string) (stop func(), err
 		if !s.operatorsWatches.TryAcquire() {
 			s.server.EndStream()
 			s.metrics.refused.WithLabelValues(refusedWatch).Inc()
-			return nil, grpcserver.Exhausted(time.Second, fmt.Sprintf("want at most %d watches at once of those who may only read, a share of %s", cap(s.operatorsWatches), grpcserver.FlagWatches))
+			return nil, grpcserver.Exhausted(time.Second, fmt.Sprintf("want at most %d watches at once of those who may only read, a share of %s", s.operatorsWatches.Limit(), grpcserver.FlagWatches))
 		}
 		release = s.operatorsWatches.Release
 	}

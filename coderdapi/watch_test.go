@@ -279,6 +279,20 @@ func TestWatchLimits(t *testing.T) {
 	edgetest.RequireCode(t, err, codes.InvalidArgument, "agent_ids: want 1 to 1000, got 0")
 	_, err = watchMetadata(s, make([]int, 1001)...).Recv()
 	edgetest.RequireCode(t, err, codes.InvalidArgument, "agent_ids: want at most 1000, got 1001")
+
+	setLimit := func(n int) {
+		opts := s.Coderds.Options()
+		opts.MaxWatches = n
+		require.NoError(t, s.Coderds.Reconfigure(opts))
+	}
+	setLimit(2)
+	second := watchMetadata(s, 1)
+	_, err = second.Recv()
+	require.NoError(t, err)
+	setLimit(1)
+	require.Equal(t, 2.0, s.Counter("agentstatsd_watches", "metadata"), "what is open stays")
+	_, err = watchMetadata(s, 1).Recv()
+	edgetest.RequireCode(t, err, codes.ResourceExhausted, "want at most 1 watches at once (--max-watches)")
 	cancel()
 	_, err = first.Recv()
 	require.Equal(t, codes.Canceled, status.Code(err))

@@ -154,22 +154,24 @@ func (s *Server) refuseCall(id agent.ID, err error) error {
 // awaitCall waits for a slot of coderd's calls, or of those who may only push. Calls need
 // one that stream no responses, or whose first message is to come: each may have a message
 // of Options.MaxMessageBytes in memory.
-func (s *Server) awaitCall(ctx context.Context, calls Slots) error {
+func (s *Server) awaitCall(ctx context.Context, calls *Slots) error {
 	if calls.TryAcquire() {
 		return nil
 	}
-	timeout := time.NewTimer(s.opts.Load().HelloTimeout / 2) // before that of the first message
-	defer timeout.Stop()
-	select {
-	case calls <- struct{}{}:
+	waiting, cancel := context.WithTimeout(ctx, s.opts.Load().HelloTimeout/2) // before that of the first message
+	defer cancel()
+	if calls.Acquire(waiting) == nil {
 		return nil
-	case <-timeout.C:
-		s.metrics.limited.WithLabelValues(limitedCoderdCalls).Inc()
-		return Exhausted(s.opts.Load().HelloTimeout, fmt.Sprintf("want at most %d calls of coderd at once (%s)", cap(calls), flagCoderdCalls))
-	case <-ctx.Done():
-		return ctx.Err()
 	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.metrics.limited.WithLabelValues(limitedCoderdCalls).Inc()
+	return Exhausted(s.opts.Load().HelloTimeout, fmt.Sprintf("want at most %d calls of coderd at once (%s)", calls.Limit(), flagCoderdCalls))
 }
+
+// pusherCalls is how many calls those may have at once who may only push, or read.
+func pusherCalls(o *Options) int { return max(1, o.MaxCoderdCalls/4) }
 
 // serveOpen serves a method that needs no credential.
 func (s *Server) serveOpen(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {

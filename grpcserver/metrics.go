@@ -52,7 +52,7 @@ func (s *Server) limits() []ownmetrics.Limit {
 		ownmetrics.Of("grpc_unauthenticated_calls", s.opts.Load, func(o *Options) int { return o.MaxStrangerCalls }, ownmetrics.Count(s.connections.mostCalls)),
 		ownmetrics.Of("grpc_open_calls", s.opts.Load, func(o *Options) int { return o.MaxOpenCalls }, ownmetrics.Count(s.openCalls.count)),
 		ownmetrics.Of("grpc_streams", s.opts.Load, func(o *Options) uint32 { return o.MaxStreams }, nil),
-		ownmetrics.Of("coderd_calls", s.opts.Load, func(o *Options) int { return o.MaxCoderdCalls }, func() float64 { return float64(len(s.coderdCalls)) }),
+		ownmetrics.Of("coderd_calls", s.opts.Load, func(o *Options) int { return o.MaxCoderdCalls }, ownmetrics.Count(s.coderdCalls.InUse)),
 		ownmetrics.Of("streams_per_agent", s.opts.Load, func(o *Options) int { return o.MaxStreamsPerAgent }, ownmetrics.Count(s.agentStreams.most)),
 		ownmetrics.Of("message_bytes", s.opts.Load, func(o *Options) int { return o.MaxMessageBytes }, nil),
 		ownmetrics.Of("agent_message_bytes", s.opts.Load, func(o *Options) int { return o.MaxAgentMessageBytes }, nil),

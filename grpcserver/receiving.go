@@ -22,10 +22,9 @@ const largeMessage = 64 << 10
 // has room from its header until it is decoded, or its stream ends. Messages
 // without room wait in a queue; one of an agent that has another one is overtaken.
 type receiving struct {
-	limit int
-
 	mu sync.Mutex
 	// Guarded by mu.
+	limit int
 	used  int
 	of    map[agent.ID]struct{} // agents with a message that has room
 	queue []*receipt
@@ -48,13 +47,36 @@ func newReceiving(limit int) *receiving {
 // newReceivingOf returns what each role may receive. If there is a token that may only
 // push, pushes have half of coderd's room, so that its holders leave the other half.
 func newReceivingOf(o *Options) map[Role]*receiving {
-	half := o.MaxReceivingBytes / 2
-	r := map[Role]*receiving{RoleAgent: newReceiving(half), RoleCoderd: newReceiving(half)}
-	if len(o.Tokens.Push) > 0 {
-		share := max(half/2, o.MaxMessageBytes)
-		r[RoleCoderd], r[rolePusher] = newReceiving(share), newReceiving(share)
+	r := make(map[Role]*receiving)
+	for role, limit := range receivingLimits(o, len(o.Tokens.Push) > 0) {
+		r[role] = newReceiving(limit)
 	}
 	return r
+}
+
+func receivingLimits(o *Options, forPushers bool) map[Role]int {
+	half := o.MaxReceivingBytes / 2
+	limits := map[Role]int{RoleAgent: half, RoleCoderd: half}
+	if forPushers {
+		share := max(half/2, o.MaxMessageBytes)
+		limits[RoleCoderd], limits[rolePusher] = share, share
+	}
+	return limits
+}
+
+// setLimit changes the limit. What has room above a lowered one keeps it.
+func (r *receiving) setLimit(limit int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.limit = limit
+	r.admitLocked()
+}
+
+// most returns the limit.
+func (r *receiving) most() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.limit
 }
 
 // enqueue puts a message into the queue. The caller calls release.
@@ -68,14 +90,15 @@ func (r *receiving) enqueue(size int, of agent.ID) *receipt {
 }
 
 // admitLocked gives room to the first in the queue. The first one that does not fit
-// keeps the others waiting, so that large ones are not starved.
+// keeps the others waiting, so that large ones are not starved. One that is above a limit
+// which was lowered since its stream began has room alone.
 func (r *receiving) admitLocked() {
 	full := false
 	r.queue = slices.DeleteFunc(r.queue, func(m *receipt) bool {
 		if _, another := r.of[m.of]; full || another {
 			return false
 		}
-		if full = r.used+m.size > r.limit; full {
+		if full = r.used > 0 && r.used+m.size > r.limit; full {
 			return false
 		}
 		r.used += m.size
@@ -150,7 +173,7 @@ func (s *sizedStream) awaitRoom(m *receipt, within time.Duration) error {
 	case <-timeout.C:
 		s.server.metrics.limited.WithLabelValues(limitedReceiving).Inc()
 		return Exhausted(within, fmt.Sprintf("message: want at most %d bytes of large messages received at once, a share of %s, waited %v for %d bytes; try again later",
-			m.in.limit, flagReceivingBytes, within, m.size))
+			m.in.most(), flagReceivingBytes, within, m.size))
 	case <-s.Context().Done():
 		return context.Cause(s.Context())
 	}

@@ -52,3 +52,23 @@ func TestReceivingInLine(t *testing.T) {
 	require.Empty(t, r.of)
 	require.Empty(t, r.queue)
 }
+
+// A raised limit gives room at once. What is above a lowered one has room alone.
+func TestReceivingWithAnotherLimit(t *testing.T) {
+	r := newReceiving(100)
+	first, second := r.enqueue(60, agent.ID{1}), r.enqueue(60, agent.ID{2})
+	require.False(t, second.hasRoom())
+	r.setLimit(120)
+	require.True(t, second.hasRoom())
+	r.setLimit(50)
+	third, fourth := r.enqueue(60, agent.ID{3}), r.enqueue(10, agent.ID{4})
+	first.release()
+	require.False(t, third.hasRoom())
+	second.release()
+	require.True(t, third.hasRoom())
+	require.False(t, fourth.hasRoom())
+	third.release()
+	require.True(t, fourth.hasRoom())
+	fourth.release()
+	require.Zero(t, r.inUse())
+}

@@ -3,15 +3,14 @@ package grpcserver
 import "fmt"
 
 // Reconfigure changes the limits while the server serves. What there is above a lowered one
-// stays. Credentials, CoderdClientSAN, MaxMessageBytes, MaxReceivingBytes, MaxStreams,
-// MaxCoderdCalls, ConnectionIdleTimeout, HelloTimeout and Reflection are those of New. The
-// tokens are those of SetTokens. After an error nothing has changed.
+// stays. Streams that are open keep MaxMessageBytes. Credentials, CoderdClientSAN, MaxStreams,
+// ConnectionIdleTimeout, HelloTimeout and Reflection are those of New. The tokens are those
+// of SetTokens. After an error nothing has changed.
 func (s *Server) Reconfigure(opts Options) error {
 	before := s.opts.Load()
 	opts.Credentials, opts.CoderdClientSAN, opts.Reflection = before.Credentials, before.CoderdClientSAN, before.Reflection
 	opts.Tokens = before.Tokens
-	opts.MaxMessageBytes, opts.MaxReceivingBytes = before.MaxMessageBytes, before.MaxReceivingBytes
-	opts.MaxStreams, opts.MaxCoderdCalls = before.MaxStreams, before.MaxCoderdCalls
+	opts.MaxStreams = before.MaxStreams
 	opts.ConnectionIdleTimeout, opts.HelloTimeout = before.ConnectionIdleTimeout, before.HelloTimeout
 	opts = opts.withDefaults()
 	if err := opts.validate(); err != nil {
@@ -20,6 +19,11 @@ func (s *Server) Reconfigure(opts Options) error {
 	s.opts.Store(&opts)
 	s.connections.setLimits(&opts)
 	s.agentStreams.setLimit(opts.MaxStreamsPerAgent)
+	s.coderdCalls.SetLimit(opts.MaxCoderdCalls)
+	s.pusherCalls.SetLimit(pusherCalls(&opts))
+	for role, limit := range receivingLimits(&opts, s.receiving[rolePusher] != nil) {
+		s.receiving[role].setLimit(limit)
+	}
 	s.unread.setLimits(opts.MaxStreamsPerAgent, opts.MaxUnreadOfCoderd)
 	return nil
 }

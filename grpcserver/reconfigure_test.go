@@ -1,6 +1,7 @@
 package grpcserver_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -41,6 +42,29 @@ func TestReconfigureConnections(t *testing.T) {
 
 	require.Error(t, reconfigure(s, func(o *grpcserver.Options) { o.MaxConnections = -1 }))
 	require.Equal(t, 1, s.Server.Options().MaxConnections)
+}
+
+// A lowered size of messages refuses those of new calls, and one is refused by its name.
+func TestReconfigureMessages(t *testing.T) {
+	s := edgetest.Start(t, edgetest.Settings{})
+	register := func(bytes int) error {
+		_, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{
+			Agents: []*pb.AgentRegistration{{Name: strings.Repeat("x", bytes)}},
+		})
+		return err
+	}
+	resize := func(message, receiving int) error {
+		return reconfigure(s, func(o *grpcserver.Options) {
+			o.MaxMessageBytes, o.MaxAgentMessageBytes, o.MaxReceivingBytes = message, min(message, 1<<20), receiving
+		})
+	}
+	require.NoError(t, register(200<<10))
+	require.NoError(t, resize(128<<10, 256<<10))
+	edgetest.RequireCode(t, register(200<<10), codes.ResourceExhausted, "message: want at most 131072 bytes (--max-message-bytes), got 204808")
+	require.NoError(t, register(100<<10))
+	require.NoError(t, resize(8<<20, 16<<20))
+	require.NoError(t, register(6<<20), "above what gRPC takes by default")
+	require.EqualError(t, resize(8<<20, 8<<20), "grpcserver options: max receiving bytes: want at least 16777216, twice the max message bytes, got 8388608")
 }
 
 func TestReconfigureStreamsOfAnAgent(t *testing.T) {

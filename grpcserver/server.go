@@ -69,8 +69,8 @@ type Server struct {
 	streams  *gate
 	codec    codec
 	// What callers may have at once.
-	coderdCalls  Slots
-	pusherCalls  Slots // of those who may only push, or read
+	coderdCalls  *Slots
+	pusherCalls  *Slots // of those who may only push, or read
 	agentStreams *agentStreams
 	// Large messages that are being received, by role.
 	receiving   map[Role]*receiving
@@ -109,7 +109,7 @@ func New(agents Agents, opts Options, reg prometheus.Registerer, log *slog.Logge
 		codec:    codec{protoCodec},
 
 		coderdCalls:  NewSlots(opts.MaxCoderdCalls),
-		pusherCalls:  NewSlots(max(1, opts.MaxCoderdCalls/4)),
+		pusherCalls:  NewSlots(pusherCalls(&opts)),
 		agentStreams: newAgentStreams(opts.MaxStreamsPerAgent),
 		receiving:    newReceivingOf(&opts),
 		connections:  newConnections(&opts, m, log),
@@ -172,7 +172,6 @@ func (s *Server) serverOptions(rpc *grpcprom.ServerMetrics) []grpc.ServerOption 
 		),
 		grpc.InTapHandle(s.connections.tap),
 		grpc.ForceServerCodecV2(s.codec),
-		grpc.MaxRecvMsgSize(s.opts.Load().MaxMessageBytes),
 		grpc.MaxHeaderListSize(16 << 10),
 		grpc.MaxConcurrentStreams(s.opts.Load().MaxStreams),
 		grpc.ReadBufferSize(bufferBytes),

@@ -20,7 +20,7 @@ type responseStream struct {
 
 // boundResponses returns the stream with a bound on the time that each response waits
 // for the reader. The stream has a slot of calls.
-func (s *Server) boundResponses(stream grpc.ServerStream, calls Slots) (*responseStream, error) {
+func (s *Server) boundResponses(stream grpc.ServerStream, calls *Slots) (*responseStream, error) {
 	ender, err := EnderOf(stream.Context())
 	if err != nil {
 		return nil, err

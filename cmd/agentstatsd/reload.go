@@ -86,7 +86,8 @@ var reloadable = []string{
 	// The gRPC server.
 	"grpc-message-timeout", "grpc-max-connections", "grpc-max-unauthenticated-connections", "grpc-max-unauthenticated-calls",
 	"grpc-unauthenticated-rate", "grpc-unauthenticated-burst", "grpc-agent-call-rate", "grpc-max-open-calls",
-	"grpc-authentication-timeout", "grpc-send-timeout", "max-agent-message-bytes", "max-streams-per-agent",
+	"grpc-authentication-timeout", "grpc-send-timeout", "max-message-bytes", "max-agent-message-bytes", "max-receiving-bytes", "max-streams-per-agent",
+	"max-coderd-calls", "max-watches", "max-watch-bytes", "max-syncs", "max-coderd-instances", "max-relay-streams",
 	// Agents.
 	"report-interval", "adaptive-intervals", "target-cpu-percent", "target-pending-age", "target-flush-percent",
 	"session-age", "agent-idle-timeout", "ack-delay", "agent-goodbye-timeout", "max-relayed-sessions",

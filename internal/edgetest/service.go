@@ -63,6 +63,7 @@ type Service struct {
 	Pushes       *Pushes
 	Server       *grpcserver.Server
 	AgentService *agentapi.Service
+	Coderds      *coderdapi.Service
 	Admin        *adminapi.Service
 	Registry     *prometheus.Registry
 	Log          *Log
@@ -161,7 +162,7 @@ func Start(t testing.TB, set Settings) *Service {
 	if set.ChangeCoderd != nil {
 		set.ChangeCoderd(&coderd)
 	}
-	_, err = coderdapi.New(s.Server, coderd, set.Coderd, s.Registry, log)
+	s.Coderds, err = coderdapi.New(s.Server, coderd, set.Coderd, s.Registry, log)
 	require.NoError(t, err)
 	admin := adminapi.Components{Fleet: s.Fleet, Series: s.Series, Refusals: s.Refusals, Metrics: s.Registry, Self: func() adminapi.Self { return adminapi.Self{} }}
 	if set.ChangeAdmin != nil {
