@@ -6,6 +6,7 @@ package adminapi
 import (
 	"fmt"
 	"log/slog"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -23,16 +24,24 @@ type Refusals interface {
 	Sums(by refusals.Group) (all []refusals.Sum, others int64)
 }
 
+// Pushes knows who pushes families. pushed.Families is one.
+type Pushes interface {
+	Instances() []agent.PushInstance
+}
+
 // Components are what a Service asks; all but Replicas are required.
 type Components struct {
 	Fleet    *fleet.Fleet
 	Series   Series
 	Replicas Replicas // nil: replicas are named by their ids
 	Refusals Refusals
+	Pushes   Pushes
 	// Metrics are those of the service itself, without agents' series.
 	Metrics prometheus.Gatherer
 	// Self returns what they do not say of this replica, at once.
 	Self func() Self
+	// LogTail returns the newest lines of the log.
+	LogTail func() []byte
 }
 
 // Service answers operators. Its methods may be called concurrently, and by others than
@@ -43,13 +52,14 @@ type Service struct {
 	server     *grpcserver.Server
 	log        *slog.Logger
 	processors processors
+	bundles    sync.Mutex // held while one is collected
 }
 
 // New returns a Service that the server serves: it is registered with it. Its metrics are
 // registered with reg.
 func New(server *grpcserver.Server, c Components, _ prometheus.Registerer, log *slog.Logger) (*Service, error) {
 	switch {
-	case c.Fleet == nil, c.Series == nil, c.Refusals == nil, c.Metrics == nil, c.Self == nil:
+	case c.Fleet == nil, c.Series == nil, c.Refusals == nil, c.Pushes == nil, c.Metrics == nil, c.Self == nil, c.LogTail == nil:
 		return nil, fmt.Errorf("adminapi components: one is absent: %+v", c)
 	}
 	s := &Service{Components: c, server: server, log: log}

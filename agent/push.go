@@ -35,6 +35,21 @@ type Push struct {
 	Families [][]byte
 }
 
+// PushInstance is an instance of coderd, or a bridge, that pushes or did lately.
+type PushInstance struct {
+	Replica  string
+	Instance Instance
+	// Families of its newest snapshot, and the lines that these have in a scrape, as
+	// limits count them.
+	Families, Lines int
+	// PushedAt is when that was taken in, by the clock of the replica that did.
+	PushedAt time.Time
+	// Live means that its gauges are served.
+	Live bool
+	// PassThrough is as in Push.
+	PassThrough bool
+}
+
 // PushRefusal is why a family of a push, or a part of it, is not served.
 type PushRefusal struct {
 	// Name of the family; empty if it has no readable one.

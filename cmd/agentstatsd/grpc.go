@@ -67,8 +67,10 @@ func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.M
 		Fleet:    s.fleet,
 		Series:   s.aggregator,
 		Refusals: s.refusals,
+		Pushes:   s.pushed,
 		Metrics:  s.registry,
 		Self:     s.self,
+		LogTail:  func() []byte { return logTail(s.log) },
 	}, reg, s.log.With("component", "adminapi"))
 	return err
 }

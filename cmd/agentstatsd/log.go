@@ -6,6 +6,7 @@ import (
 	"log/slog"
 
 	"github.com/coder/agentstatsd/internal/loglimit"
+	"github.com/coder/agentstatsd/internal/logtail"
 	"github.com/coder/agentstatsd/reload"
 )
 
@@ -16,12 +17,13 @@ func newLogger(w io.Writer, c *config) (*slog.Logger, error) {
 		return nil, err
 	}
 	level := reload.NewLogLevel(configured)
+	tail := logtail.New(w)
 	opts := &slog.HandlerOptions{Level: level}
-	var handler slog.Handler = slog.NewTextHandler(w, opts)
+	var handler slog.Handler = slog.NewTextHandler(tail, opts)
 	if c.logFormat == "json" {
-		handler = slog.NewJSONHandler(w, opts)
+		handler = slog.NewJSONHandler(tail, opts)
 	}
-	log := slog.New(&logHandler{loglimit.New(handler, int(c.logMaxPerMinute)), level})
+	log := slog.New(&logHandler{loglimit.New(handler, int(c.logMaxPerMinute)), level, tail})
 	level.LogTo(log)
 	return log, nil
 }
@@ -30,12 +32,21 @@ func newLogger(w io.Writer, c *config) (*slog.Logger, error) {
 type logHandler struct {
 	*loglimit.Handler
 	level *reload.LogLevel
+	tail  *logtail.Writer
 }
 
 // logControlOf returns what can change of a log; nil: nothing can.
 func logControlOf(log *slog.Logger) *logHandler {
 	handler, _ := log.Handler().(*logHandler)
 	return handler
+}
+
+// logTail returns the newest lines of a log; none if they are not kept.
+func logTail(log *slog.Logger) []byte {
+	if handler := logControlOf(log); handler != nil {
+		return handler.tail.Tail()
+	}
+	return nil
 }
 
 // level returns the least level that is logged.

@@ -49,3 +49,16 @@ func (p *Pushes) Names() []string {
 	}
 	return names
 }
+
+// Instances returns those whose pushes were taken.
+func (p *Pushes) Instances() (all []agent.PushInstance) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, push := range p.Taken {
+		all = append(all, agent.PushInstance{
+			Replica: push.Replica, Instance: push.Instance, Families: len(push.Families), Lines: len(push.Families),
+			PushedAt: p.At[i], Live: !push.Final, PassThrough: push.PassThrough,
+		})
+	}
+	return all
+}

@@ -2940,7 +2940,7 @@ type Pusher struct {
 	Instance string `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
 	// Families of its newest snapshot.
 	Families float64 `protobuf:"fixed64,3,opt,name=families,proto3" json:"families,omitempty"`
-	// Series of that.
+	// Lines that these have in a scrape, as the limits count them.
 	Series float64 `protobuf:"fixed64,4,opt,name=series,proto3" json:"series,omitempty"`
 	// When that was taken in.
 	PushedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=pushed_at,json=pushedAt,proto3" json:"pushed_at,omitempty"`

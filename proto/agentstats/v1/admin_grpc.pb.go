@@ -80,7 +80,8 @@ type AdminServiceClient interface {
 	// are served all the time.
 	SetDraining(ctx context.Context, in *SetDrainingRequest, opts ...grpc.CallOption) (*SetDrainingResponse, error)
 	// CollectBundle streams files for somebody who looks for a fault: the log's last lines,
-	// the options, metrics and profiles. Names of people are replaced.
+	// the metrics of the service itself and profiles. Names of people are in them. One is
+	// served at a time.
 	CollectBundle(ctx context.Context, in *CollectBundleRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CollectBundleResponse], error)
 }
 
@@ -286,7 +287,8 @@ type AdminServiceServer interface {
 	// are served all the time.
 	SetDraining(context.Context, *SetDrainingRequest) (*SetDrainingResponse, error)
 	// CollectBundle streams files for somebody who looks for a fault: the log's last lines,
-	// the options, metrics and profiles. Names of people are replaced.
+	// the metrics of the service itself and profiles. Names of people are in them. One is
+	// served at a time.
 	CollectBundle(*CollectBundleRequest, grpc.ServerStreamingServer[CollectBundleResponse]) error
 	mustEmbedUnimplementedAdminServiceServer()
 }
