@@ -44,6 +44,9 @@ type fake struct {
 	refusals    *pb.ListRefusalsResponse
 	cardinality *pb.GetCardinalityResponse
 	cost        *pb.GetCostResponse
+	config      *pb.GetConfigResponse
+	pushes      *pb.ListPushesResponse
+	explained   *pb.ExplainSeriesResponse
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -134,6 +137,21 @@ func (f *fake) GetCardinality(_ context.Context, req *pb.GetCardinalityRequest) 
 
 func (f *fake) GetCost(context.Context, *pb.GetCostRequest) (*pb.GetCostResponse, error) {
 	return f.cost, nil
+}
+
+func (f *fake) GetConfig(context.Context, *pb.GetConfigRequest) (*pb.GetConfigResponse, error) {
+	return f.config, nil
+}
+
+func (f *fake) ListPushes(context.Context, *pb.ListPushesRequest) (*pb.ListPushesResponse, error) {
+	return f.pushes, nil
+}
+
+func (f *fake) ExplainSeries(_ context.Context, req *pb.ExplainSeriesRequest) (*pb.ExplainSeriesResponse, error) {
+	if req.GetSelector() == "{" {
+		return nil, status.Error(codes.InvalidArgument, "selector: want a name")
+	}
+	return f.explained, nil
 }
 
 func (f *fake) SetDraining(_ context.Context, req *pb.SetDrainingRequest) (*pb.SetDrainingResponse, error) {

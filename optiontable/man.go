@@ -22,27 +22,35 @@ func Man(w io.Writer, root *serpent.Command, version string) error {
 	b.WriteString(".SH DESCRIPTION\n")
 	manText(&b, root.Long)
 	for _, c := range root.Children {
-		fmt.Fprintf(&b, ".SH COMMAND %s\n", strings.ToUpper(roff.Replace(c.Use)))
-		manText(&b, c.Short)
-		if c.Long != "" {
-			b.WriteString(".PP\n")
-			manText(&b, c.Long)
-		}
-		for _, g := range groupsOf(c.Options) {
-			if g.group != nil {
-				fmt.Fprintf(&b, ".SS %s\n%s\n", roff.Replace(g.group.Name), roff.Replace(g.group.Description))
-			}
-			for i := range g.options {
-				o := &g.options[i]
-				fmt.Fprintf(&b, ".TP\n.B %s\n%s\n", roff.Replace(synopsis(o)), roff.Replace(o.Description))
-				if path := o.YAMLPath(); path != "" {
-					fmt.Fprintf(&b, "In the file: %s.\n", roff.Replace(path))
-				}
-			}
-		}
+		manCommand(&b, "", c)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// manCommand writes a command and those below it. parents are the names of those above.
+func manCommand(b *strings.Builder, parents string, c *serpent.Command) {
+	fmt.Fprintf(b, ".SH COMMAND %s\n", strings.ToUpper(roff.Replace(parents+c.Use)))
+	manText(b, c.Short)
+	if c.Long != "" {
+		b.WriteString(".PP\n")
+		manText(b, c.Long)
+	}
+	for _, g := range groupsOf(c.Options) {
+		if g.group != nil {
+			fmt.Fprintf(b, ".SS %s\n%s\n", roff.Replace(g.group.Name), roff.Replace(g.group.Description))
+		}
+		for i := range g.options {
+			o := &g.options[i]
+			fmt.Fprintf(b, ".TP\n.B %s\n%s\n", roff.Replace(synopsis(o)), roff.Replace(o.Description))
+			if path := o.YAMLPath(); path != "" {
+				fmt.Fprintf(b, "In the file: %s.\n", roff.Replace(path))
+			}
+		}
+	}
+	for _, child := range c.Children {
+		manCommand(b, parents+c.Name()+" ", child)
+	}
 }
 
 // manText writes paragraphs. Lines that begin with a blank are examples.
