@@ -353,24 +353,24 @@ func (r *row) docsLabels() string {
 	return strings.Join(labels, "; ")
 }
 
-// withoutUsage are limits of which nothing is used, each with the family that counts what
-// exceeds it; empty: whoever exceeds it waits.
+// withoutUsage are limits of which nothing is used, each with the counter of what exceeds
+// it; empty: whoever exceeds it waits.
 var withoutUsage = map[string]string{
-	"agent_message_bytes":       "agentstatsd_grpc_limited_total",
+	"agent_message_bytes":       `agentstatsd_grpc_limited_total{reason="message_bytes"}`,
 	"coder_requests_per_second": "",
 	"grpc_streams":              "",
 	"log_per_minute":            "agentstatsd_log_lines_suppressed_total",
-	"message_bytes":             "agentstatsd_grpc_limited_total",
-	"metadata_declared_keys":    "agentstatsd_registrations_total",
-	"metadata_keys":             "agentstatsd_metadata_refused_keys_total",
+	"message_bytes":             `agentstatsd_grpc_limited_total{reason="message_bytes"}`,
+	"metadata_declared_keys":    `agentstatsd_registrations_total{outcome="refused"}`,
+	"metadata_keys":             `agentstatsd_metadata_refused_keys_total{reason="too_many_keys"}`,
 	"pages_per_second":          "",
 	"push_bytes":                "agentstatsd_push_oversized_total",
-	"pushed_label_value_bytes":  "agentstatsd_pushed_series_refused_total",
-	"pushed_labels_bytes":       "agentstatsd_pushed_series_refused_total",
-	"registration_bytes":        "agentstatsd_registrations_total",
-	"scrape_bytes":              "agentstatsd_bridge_scrapes_total",
+	"pushed_label_value_bytes":  `agentstatsd_pushed_series_refused_total{reason="label_value_too_long"}`,
+	"pushed_labels_bytes":       `agentstatsd_pushed_series_refused_total{reason="labels_too_long"}`,
+	"registration_bytes":        `agentstatsd_registrations_total{outcome="refused"}`,
+	"scrape_bytes":              `agentstatsd_bridge_scrapes_total{outcome="too_large"}`,
 	"scrapes_per_second":        "agentstatsd_scrapes_refused_total",
-	"watch_bytes":               "agentstatsd_coderd_memory_refused_total",
+	"watch_bytes":               `agentstatsd_coderd_memory_refused_total{kind="watches"}`,
 }
 
 var (
@@ -399,6 +399,8 @@ func limitsTable(t *testing.T, scrapes ...string) string {
 
 	var b strings.Builder
 	b.WriteString("### Limits\n\n`agentstatsd_limit` and `agentstatsd_usage` by their label `what`. Where each listener has the limit, its name follows a slash.\n" +
+		"A limit of one message, of one agent's or stream's content, or of a rate has no usage, as nothing is used of it between two of\n" +
+		"them: the counter of what exceeded it stands in its place. How near to it others are, nothing says.\n" +
 		"\n| option | what | used of it |\n| --- | --- | --- |\n")
 	known := make(map[string]bool)
 	options := append(new(config).options(), new(bridgeConfig).options()...)
@@ -422,6 +424,9 @@ func limitsTable(t *testing.T, scrapes ...string) string {
 		used := "`agentstatsd_usage`"
 		switch {
 		case without && counted != "":
+			name, labels, _ := strings.Cut(strings.TrimSuffix(counted, "}"), "{")
+			series := regexp.MustCompile(`(?m)^` + name + `(\{(.*,)?` + regexp.QuoteMeta(labels) + `(,.*)?\})? `)
+			require.True(t, slices.ContainsFunc(scrapes, series.MatchString), "withoutUsage: nothing serves %s", counted)
 			used = "counted by `" + counted + "`"
 		case without:
 			used = "whoever exceeds it waits"
