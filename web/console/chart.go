@@ -47,8 +47,7 @@ func drawChart(c *agentstatsv1.Chart, step time.Duration, end time.Time) chart {
 			low, high, last = math.Min(low, v), math.Max(high, v), v
 		}
 	}
-	drawn := chart{ID: "chart-" + c.GetName(), Name: words(c.GetName()), End: end}
-	drawn.Since = duration(step.Seconds() * float64(max(0, len(values)-1)))
+	drawn := chart{ID: chartID(c.GetName()), Name: chartName(c), End: end, Since: duration(step.Seconds() * float64(len(values)))}
 	if math.IsNaN(last) {
 		drawn.Last, drawn.Low, drawn.High = unknown, unknown, unknown
 		high = 0
@@ -59,6 +58,13 @@ func drawChart(c *agentstatsv1.Chart, step time.Duration, end time.Time) chart {
 	drawn.Top, drawn.Middle = valueOf(c.GetUnit(), top), valueOf(c.GetUnit(), top/2)
 	drawn.Line, drawn.Area = curve(values, top)
 	return drawn
+}
+
+func chartID(name string) string { return "chart-" + name }
+
+// chartName returns the name of a chart as words, without its unit, which the values have.
+func chartName(c *agentstatsv1.Chart) string {
+	return title(words(strings.TrimSuffix(c.GetName(), "_"+strings.ReplaceAll(c.GetUnit(), " ", "_"))))
 }
 
 func known(v float64) bool { return !math.IsNaN(v) && !math.IsInf(v, 0) }

@@ -94,16 +94,16 @@ func TestPagesShow(t *testing.T) {
 		h := consoleOf(t, newFake(), Options{})
 		for target, texts := range map[string][]string{
 			"/status": {
-				"Ready, with warnings", "v1.2.3", "started 1 d 2 h ago", "one of 3 replicas", "batcher: metadata is not written", "is gone: it last said how it is 2 min ago",
-				"two: drains", "series: 950,000 of 1,000,000 are used", "the certificate of the listener grpc ends in 2 d", "7,005 of 10,000, 10 relayed",
-				"512 MiB of 1 GiB", "0.25 cores", "oldest 1.5 s", "too many series 1,234,567", "pending 3", "resident bytes 0 B",
+				"Ready, with faults", "v1.2.3", "started 1 d 2 h ago", "one of 3 replicas", "batcher: metadata is not written", "is gone: it last said 2 min ago how it is",
+				"two: it drains", "series: 950,000 of 1,000,000 are used", "the certificate of the listener grpc ends in 2 d", "the authority of clients' certificates of the listener grpc has expired", "7,005of 10,000, 10 relayed",
+				"512 MiBof 1 GiB", "0.25cores used", "oldest 1.5 s", "too many series 1,234,567", "Pending 3", "Resident 0 B",
 			},
 			"/status/agents":              {"Agents 1 to 2 of 2", "connected", "relayed", "42", "502", "3 s ago", "a/b.dev", "timeout"},
 			"/status/agents/x":            {"00ff", "replaced", "unhealthy", "series: want at most 1000, got 1500", "values only with --web-show-metadata", "never sent", "pending", "1,234,568"},
 			"/status/cardinality":         {"10 series · 3 descriptors · 2 agents", "Series by template: 2 of 2", "90.0 %", "(none)"},
 			"/status/cardinality?cost=1":  {"grouped by username", "2 KiB", "2.1 KiB", "11"},
 			"/status/refusals":            {"too many agent series", "6a1c9e5e-0000-4000-8000-00000000000f", "Refused items by owner", "others 3", "unknown 1"},
-			"/status/durability":          {"one 100 10 50 20 5 15 yes", "two 3 s ago 3 0 0 0 0 0 no, by 3", "It did not say.", "flush seconds –", "20 ms"},
+			"/status/durability":          {"one 100 10 50 20 5 15 yes", "two 3 s ago 3 0 0 0 0 0 no, by 3", "It did not say.", "Flush –", "20 ms"},
 			"/status/pushes":              {"fresh, passed through", "expired", "8 s ago"},
 			"/status/config":              {"1 of 2 options are set", "--prometheus-address", "restart", "--max-series"},
 			"/status/config?show=changed": {"Show all", "--prometheus-address"},

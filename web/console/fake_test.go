@@ -141,7 +141,7 @@ func newFake() *fake {
 				Id: "a", Name: "one", Alive: true, Leads: true, Version: "v1.2.3", Revision: "abc", StartedAt: at(26 * time.Hour), Ready: true,
 				Components: []*agentstatsv1.Component{{Name: "fleet", Ready: true}, {Name: "batcher", Reason: "metadata is not written " + hostile}},
 				Warnings:   []string{"certificate: " + hostile}, Places: []*agentstatsv1.Place{{Name: "database", Value: "postgres://db/" + hostile}},
-				Limits: limits, Certificates: []*agentstatsv1.Certificate{{Listener: "grpc", NotAfter: timestamppb.New(now.Add(48 * time.Hour))}},
+				Limits: limits, Certificates: []*agentstatsv1.Certificate{{Listener: "grpc", NotAfter: timestamppb.New(now.Add(48 * time.Hour)), Kind: "server"}, {Listener: "grpc", NotAfter: timestamppb.New(now.Add(-time.Hour)), Kind: "client_ca"}},
 				Registered: 10_000, Connected: 7_000, Relayed: 10, Series: 1_000_000, ResidentBytes: 512 << 20, MemoryLimitBytes: 1 << 30, Cores: 0.25,
 				Durability: &agentstatsv1.Durability{
 					Received: 100, Coalesced: 10, Flushed: 50, Unchanged: 20, Dropped: 5, Pending: 15, OldestPendingSeconds: 1.5, LastFlushSeconds: 0.02,

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
@@ -173,6 +175,12 @@ func percent(of float64) string {
 
 // words returns a name of a metric as words.
 func words(name string) string { return strings.ReplaceAll(name, "_", " ") }
+
+// title returns words with a capital letter in front.
+func title(words string) string {
+	first, width := utf8.DecodeRuneInString(words)
+	return string(unicode.ToUpper(first)) + words[width:]
+}
 
 // isSet reports whether a time is there, and one.
 func isSet(t *timestamppb.Timestamp) bool { return t.IsValid() && t.AsTime().Unix() > 0 }

@@ -52,7 +52,9 @@ func TestChart(t *testing.T) {
 	c := draw("1", 0, 5, nan, 10, nan)
 	require.Equal(t, "M0 100L150 50M450 0h0", c.Line)
 	require.Equal(t, "M0 100L0 100L150 50L150 100ZM450 100L450 0L450 100Z", c.Area)
-	require.Equal(t, []string{"10", "5", "10", "0", "10", "4 min"}, []string{c.Top, c.Middle, c.Last, c.Low, c.High, c.Since})
+	require.Equal(t, []string{"10", "5", "10", "0", "10", "5 min"}, []string{c.Top, c.Middle, c.Last, c.Low, c.High, c.Since})
+	require.Equal(t, "A b", c.Name)
+	require.Equal(t, "A b", chartName(&agentstatsv1.Chart{Name: "a_b_per_second", Unit: "per second"}))
 	for high, top := range map[float64]string{0: "1", 0.3: "0.5", 1: "1", 1.1: "2", 21: "50", 51: "100", 1234: "2,000"} {
 		require.Equal(t, top, draw("1", high).Top, high)
 	}

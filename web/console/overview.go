@@ -32,6 +32,11 @@ type overview struct {
 	History                                history
 }
 
+// Faults reports whether there is more than warnings.
+func (o *overview) Faults() bool {
+	return slices.ContainsFunc(o.Problems, func(p problem) bool { return !p.Warning })
+}
+
 // problem is what is not as it should be.
 type problem struct {
 	// Replica is the name of the one that it is of; empty: it is alone.
@@ -83,8 +88,7 @@ func problemsOf(r *agentstatsv1.ReplicaStatus, named bool) (problems []problem) 
 		problems = append(problems, p)
 	}
 	if !r.GetAlive() {
-		add(false, "is gone: it last said how it is %s ago", duration(r.GetAgeSeconds()))
-		return problems
+		return []problem{{Text: fmt.Sprintf("%s is gone: it last said %s ago how it is", cmp.Or(r.GetName(), r.GetId()), duration(r.GetAgeSeconds()))}}
 	}
 	for _, component := range r.GetComponents() {
 		if !component.GetReady() {
@@ -95,7 +99,7 @@ func problemsOf(r *agentstatsv1.ReplicaStatus, named bool) (problems []problem) 
 		add(true, "%s", warning)
 	}
 	if r.GetDraining() && r.GetReady() {
-		add(true, "drains: it takes no new agents")
+		add(true, "it drains, and takes no new agents")
 	}
 	for _, l := range r.GetLimits() {
 		if of := share(l.Used, l.GetLimit()); of >= nearlyFull {
@@ -112,12 +116,19 @@ func problemsOf(r *agentstatsv1.ReplicaStatus, named bool) (problems []problem) 
 		}
 		switch left := certificate.GetNotAfter().AsTime().Sub(now); {
 		case left <= 0:
-			add(false, "the certificate of the listener %s has expired", certificate.GetListener())
+			add(false, "%s has expired", certificateName(certificate))
 		case left < certificateDays*24*time.Hour:
-			add(true, "the certificate of the listener %s ends in %s", certificate.GetListener(), duration(left.Seconds()))
+			add(true, "%s ends in %s", certificateName(certificate), duration(left.Seconds()))
 		}
 	}
 	return problems
+}
+
+func certificateName(c *agentstatsv1.Certificate) string {
+	if c.GetKind() == "client_ca" {
+		return "the authority of clients' certificates of the listener " + c.GetListener()
+	}
+	return "the certificate of the listener " + c.GetListener()
 }
 
 // byShare returns the limits of which something is used, the fullest first.
@@ -153,7 +164,7 @@ func (c *Console) history(ctx context.Context, names ...string) history {
 	var some []chart
 	for _, name := range names {
 		for _, c := range drawn {
-			if c.Name == words(name) {
+			if c.ID == chartID(name) {
 				some = append(some, c)
 			}
 		}

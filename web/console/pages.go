@@ -233,7 +233,7 @@ func (c *Console) show(w http.ResponseWriter, r *http.Request, name string, code
 // parsePages returns the template of each page, with what all have.
 func parsePages() (map[string]*template.Template, error) {
 	common, err := template.New("").Funcs(template.FuncMap{
-		"number": number, "size": size, "duration": duration, "percent": percent, "share": share, "limited": limited, "words": words, "isSet": isSet,
+		"number": number, "size": size, "duration": duration, "percent": percent, "share": share, "limited": limited, "words": words, "title": title, "isSet": isSet,
 		"agentName": agentName, "bar": newBar, "list": func(items ...any) []any { return items },
 	}).ParseFS(templateFiles, "templates/page.html")
 	if err != nil {

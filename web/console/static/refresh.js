@@ -19,10 +19,16 @@
 
   const typing = () => /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement?.tagName ?? "");
 
+  // What the server sent for a part last, as the part itself changes when it is used.
+  const sent = new Map();
+
   const replace = (part, next) => {
-    if (!next || inUse(part) || part.innerHTML === next.innerHTML) return;
+    if (!next || inUse(part) || sent.get(part.id) === next.innerHTML) return;
+    sent.set(part.id, next.innerHTML);
     const scrolled = [...part.querySelectorAll(".scroll")].map((e) => e.scrollLeft);
+    const open = [...part.querySelectorAll("details")].map((e) => e.open);
     part.replaceChildren(...next.childNodes);
+    part.querySelectorAll("details").forEach((e, i) => { e.open = open[i] ?? e.open; });
     part.querySelectorAll(".scroll").forEach((e, i) => { e.scrollLeft = scrolled[i] ?? 0; });
   };
 
@@ -38,6 +44,7 @@
     });
     if (!response.ok) throw new Error(response.status);
     const next = new DOMParser().parseFromString(await response.text(), "text/html");
+    if (paused) return;
     document.querySelectorAll("[data-part]").forEach((part) => replace(part, next.getElementById(part.id)));
     since = new Date();
     say("");
