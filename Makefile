@@ -1,7 +1,7 @@
 # Everything that people and CI run; `make help` lists it. `make demo` and `make
 # check` need nothing but Go. `make test` needs a C compiler for the race detector,
-# and the servers that it starts: it installs PostgreSQL and PgBouncer, and downloads
-# nginx and Caddy.
+# and what it starts: it installs PostgreSQL, PgBouncer and Chromium, and downloads
+# nginx, Caddy, Prometheus and axe-core.
 
 GO    ?= go
 TOOL  := $(GO) tool -modfile=$(CURDIR)/tools/go.mod
@@ -122,19 +122,19 @@ bin/peers/otelcol: bench/peers/otelcol.yaml bench/peers/go.mod
 microbench: servers ## the benchmarks of each package
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(PKGS)
 
-# The database servers that tests start, from the distribution. Nothing is done
-# if they are there; with apt, no cluster and no daemon is started.
+# The database servers and the browser that tests start, from the distribution. Nothing is
+# done if they are there; with apt, no cluster and no daemon is started.
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
-servers: bin/debian ## what tests start: PostgreSQL and PgBouncer, installed; nginx, Caddy and Prometheus
+servers: bin/debian bin/axe ## what tests start: PostgreSQL, PgBouncer and Chromium, installed; nginx, Caddy, Prometheus, axe-core
 	@if PATH="$$PATH:/usr/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" && \
-		command -v initdb >/dev/null && command -v postgres >/dev/null && command -v pgbouncer >/dev/null; then exit 0; fi; \
+		command -v initdb >/dev/null && command -v postgres >/dev/null && command -v pgbouncer >/dev/null && command -v chromium >/dev/null; then exit 0; fi; \
 	set -ex; \
 	$(ROOT) mkdir -p /etc/postgresql-common; \
 	test -e /etc/postgresql-common/createcluster.conf || \
 		echo 'create_main_cluster = false' | $(ROOT) tee /etc/postgresql-common/createcluster.conf >/dev/null; \
 	$(ROOT) apt-get update; \
 	$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-		-o Dpkg::Options::=--force-confold postgresql pgbouncer
+		-o Dpkg::Options::=--force-confold postgresql pgbouncer chromium
 
 DEBIAN := nginx caddy prometheus
 
@@ -144,6 +144,16 @@ bin/debian:
 	rm -rf $@.tmp && mkdir -p $@.tmp
 	cd $@.tmp && { apt-get download $(DEBIAN) || { $(ROOT) apt-get update && apt-get download $(DEBIAN); }; } && \
 		for package in *.deb; do dpkg-deb -x "$$package" . || exit 1; done
+	mv $@.tmp $@
+
+# What looks at the status page for people who cannot see it, or only a part. npm checks what
+# it fetches, the sum says that it is this one.
+AXE := 4.14.1
+bin/axe:
+	rm -rf $@.tmp && mkdir -p $@.tmp
+	command -v npm >/dev/null || { $(ROOT) apt-get update && $(ROOT) apt-get install -y --no-install-recommends npm; }
+	cd $@.tmp && npm pack --silent axe-core@$(AXE) && tar -xzf axe-core-$(AXE).tgz --strip-components=1 package/axe.min.js package/LICENSE && \
+		echo "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c  axe.min.js" | sha256sum --check --quiet && rm axe-core-$(AXE).tgz
 	mv $@.tmp $@
 
 check-format:
@@ -166,12 +176,13 @@ generate: ## generated Go, and what is generated into documents
 	cd examples/coderd && $(TOOL) buf generate
 	$(GO) test ./cmd/agentstatsd -run 'TestConfigurationTables|TestFreshScrape' -update
 	$(GO) test ./metrics -run TestDocsMetrics -update
+	$(GO) test ./web/console -run TestAnswers -update
 
 # Not part of generate: a break of the contract would pass unseen. CONTRIBUTING.md says when.
 contract: ## renew the image of the wire contract that breaking changes are measured against
 	$(TOOL) buf build -o proto/agentstats.binpb
 
-GENERATED := git ls-files -z proto examples/coderd/agentproto docs/configuration.md docs/metrics.md cmd/agentstatsd/testdata/fresh.tsv
+GENERATED := git ls-files -z proto examples/coderd/agentproto docs/configuration.md docs/metrics.md cmd/agentstatsd/testdata/fresh.tsv web/console/testdata
 check-generated: ## fail if generating changes a file
 	@before="$$($(GENERATED) | xargs -0 sha256sum)"; \
 	$(MAKE) --no-print-directory generate >/dev/null && \

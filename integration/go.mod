@@ -10,6 +10,8 @@ replace (
 )
 
 require (
+	github.com/chromedp/cdproto v0.159.0
+	github.com/chromedp/chromedp v0.23.0
 	github.com/coder/agentstatsd v0.0.0-00010101000000-000000000000
 	github.com/coder/agentstatsd/client v0.1.0
 	github.com/coder/agentstatsd/proto v0.1.0
@@ -26,6 +28,7 @@ require (
 
 require (
 	github.com/coder/websocket v1.8.15 // indirect
+	github.com/go-json-experiment/json v0.0.0-20260213210345-44df1a37e875 // indirect
 	github.com/gobwas/httphead v0.1.0 // indirect
 	github.com/gobwas/ws v1.5.0 // indirect
 	github.com/hashicorp/yamux v0.1.2 // indirect

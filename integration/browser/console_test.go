@@ -1,0 +1,191 @@
+package browser
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/page"
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+	"github.com/stretchr/testify/require"
+
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// pages are all pages of a large deployment, with few rows each.
+var pages = []string{
+	"/", "/status/agents?page_size=10", "/status/agents/" + uuid(53), "/status/cardinality?limit=10&cost=1&what_if_labels=username",
+	"/status/refusals", "/status/durability", "/status/pushes", "/status/config", "/status/replicas", "/status/none",
+}
+
+// axe-core finds nothing on any page, in light and dark, wide and narrow, and none is wider
+// than the window.
+func TestAccessible(t *testing.T) {
+	t.Parallel()
+	b := newTab(t, serve(t, newLarge()))
+	for _, path := range pages {
+		b.open(path)
+		b.loadAxe()
+		for _, scheme := range []string{"light", "dark"} {
+			for name, width := range map[string]int64{"wide": 1440, "narrow": 390} {
+				b.look(width, scheme)
+				for _, v := range b.violations() {
+					t.Errorf("%s, %s, %s: %s: %s: %+v", path, scheme, name, v.ID, v.Help, v.Nodes)
+				}
+				require.LessOrEqual(t, evaluate[int](b, "document.documentElement.scrollWidth - document.documentElement.clientWidth"), 0, "%s, %s", path, name)
+				if path != "/status/none" { // of which the browser complains itself
+					b.noComplaints()
+				}
+				if *screenshots != "" {
+					b.picture(strings.Trim(strings.NewReplacer("/", "-", "?", "-", "&", "-", "=", "-").Replace(path)+"-"+scheme+"-"+name, "-"))
+				}
+			}
+		}
+	}
+}
+
+// Of 10,000 agents those that are looked for are found, and paged through, with the keyboard
+// and with the mouse; with a script and without.
+func TestSearchAndPaging(t *testing.T) {
+	for _, scripts := range []bool{true, false} {
+		t.Run(fmt.Sprint("scripts ", scripts), func(t *testing.T) {
+			t.Parallel()
+			b := newTab(t, serve(t, newLarge()))
+			caption := func() string { return run(b, chromedp.Text(chromedp.CSS("#found caption"))) }
+			b.open("/status/agents")
+			if !scripts {
+				call(b, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
+				b.open("/status/agents")
+			}
+			require.Equal(t, "Agents 1 to 100 of 10,000", caption())
+			run(b, chromedp.SendKeys(chromedp.CSS("[name=query]"), "payments"+kb.Enter))
+			run(b, chromedp.WaitVisible(chromedp.CSS("[name=query][value=payments]")))
+			require.Equal(t, "Agents 1 to 100 of 1,666", caption())
+			for _, want := range []string{"Agents 101 to 200 of 1,666", "Agents 201 to 300 of 1,666"} {
+				run(b, chromedp.Click(chromedp.CSS("a[rel=next]")))
+				run(b, chromedp.WaitVisible(chromedp.Search(`//caption[.="`+want+`"]`)))
+			}
+			run(b, chromedp.Click(chromedp.Search(`//nav[@class="paging"]/a[.="First page"]`)))
+			run(b, chromedp.WaitVisible(chromedp.Search(`//caption[.="Agents 1 to 100 of 1,666"]`)))
+			run(b, chromedp.Click(chromedp.CSS("#found tbody tr:first-child th a")))
+			run(b, chromedp.WaitVisible(chromedp.Search(`//h1[.="bruno/payments-004.main"]`)))
+			b.noComplaints()
+		})
+	}
+}
+
+// counting is a deployment of which each status counts one agent more.
+type counting struct {
+	*large
+	asked atomic.Int64
+}
+
+func (c *counting) GetStatus(ctx context.Context, req *agentstatsv1.GetStatusRequest) (*agentstatsv1.GetStatusResponse, error) {
+	resp, err := c.large.GetStatus(ctx, req)
+	resp.Replicas[0].Registered = float64(c.asked.Add(1))
+	return resp, err
+}
+
+// The script renews the page, but not while it is paused or hidden, or somebody types; what
+// is looked at stays where it is.
+func TestRefresh(t *testing.T) {
+	t.Parallel()
+	api := &counting{large: newLarge()}
+	b := newTab(t, serve(t, api))
+	// Time goes by a hundred times as fast.
+	call(b, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{
+		Source: `{const after = window.setTimeout; window.setTimeout = (f, ms) => after(f, ms / 100);}`,
+	})
+	b.open("/status/replicas")
+	shown := func() string { return evaluate[string](b, `document.querySelector("#replica-0 .facts").textContent`) }
+	renewed := func() {
+		t.Helper()
+		before := shown()
+		run(b, chromedp.Poll[bool](fmt.Sprintf(`document.querySelector("#replica-0 .facts").textContent !== %q`, before)))
+	}
+	renewed()
+	// Details that were opened stay open.
+	require.False(t, evaluate[bool](b, `document.querySelector("#replica-1 details").open`))
+	run(b, chromedp.Click(chromedp.CSS("#replica-1 summary")))
+	run(b, chromedp.Evaluate[chromedp.Void](`document.activeElement.blur()`))
+	renewed()
+	renewed()
+	require.True(t, evaluate[bool](b, `document.querySelector("#replica-1 details").open`))
+
+	stands := func(why string) {
+		t.Helper()
+		before := api.asked.Load()
+		evaluate[int](b, `new Promise((done) => setTimeout(() => done(1), 50000))`) // half a second
+		require.LessOrEqual(t, api.asked.Load(), before+1, why)                     // one may have been under way
+	}
+	run(b, chromedp.Click(chromedp.CSS("#pause")))
+	stands("paused")
+	require.Equal(t, "Paused", run(b, chromedp.Text(chromedp.CSS("#refreshed"))))
+	run(b, chromedp.Click(chromedp.CSS("#pause")))
+	renewed()
+	b.open("/status/agents")
+	run(b, chromedp.Focus(chromedp.CSS("[name=query]")))
+	before := len(b.asked())
+	evaluate[int](b, `new Promise((done) => setTimeout(() => done(1), 50000))`)
+	require.LessOrEqual(t, len(b.asked()), before+1, "somebody types")
+	b.noComplaints()
+}
+
+// A page that cannot be renewed stays, and says since when.
+func TestRefreshFails(t *testing.T) {
+	t.Parallel()
+	origin := serve(t, newLarge())
+	b := newTab(t, origin)
+	call(b, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{
+		Source: `{const after = window.setTimeout; window.setTimeout = (f, ms) => after(f, ms / 100); window.fetch = () => Promise.reject(new TypeError("away"));}`,
+	})
+	b.open("/status")
+	run(b, chromedp.WaitVisible(chromedp.Search(`//*[@id="refreshed" and starts-with(., "Not renewed since")]`)))
+	require.Contains(t, run(b, chromedp.Text(chromedp.CSS("h1"))), "agentstatsd-0")
+}
+
+// Every link of every page of a service that runs answers, and nothing is asked for
+// elsewhere. Without credentials nobody sees anything.
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	d := startDemo(t)
+	for _, path := range []string{"/", "/status", "/status/agents", "/status/static/style.css", "/api/v1/status/agents", "/api/v1/status/none", "/metrics"} {
+		require.Equal(t, http.StatusUnauthorized, demo{origin: d.origin}.get(t, path).StatusCode, path)
+	}
+	b := newTab(t, d.origin)
+	b.authorize(d.user, d.password)
+	visited, waiting := map[string]bool{}, []string{"/"}
+	agents := 0
+	for len(waiting) > 0 {
+		path := waiting[0]
+		waiting = waiting[1:]
+		if visited[path] {
+			continue
+		}
+		visited[path] = true
+		if path != "/" && !strings.HasPrefix(path, "/status") { // not a page
+			require.Contains(t, []int{http.StatusOK, http.StatusNotImplemented}, d.get(t, path).StatusCode, path)
+			continue
+		}
+		if strings.HasPrefix(path, "/status/agents/") {
+			if agents++; agents > 5 { // they are alike
+				continue
+			}
+		}
+		response := run(b, chromedp.NavigateResponse(b.origin+path))
+		require.Contains(t, []int64{http.StatusOK, http.StatusNotImplemented}, response.Status, path)
+		for _, link := range evaluate[[]string](b, `[...document.links].map((a) => a.href)`) {
+			next, ok := strings.CutPrefix(link, b.origin)
+			require.True(t, ok, "%s links to %s", path, link)
+			next, _, _ = strings.Cut(next, "#")
+			waiting = append(waiting, next)
+		}
+	}
+	require.Greater(t, len(visited), 40)
+	b.noComplaints()
+}
