@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/aggregator/cardinality"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -18,6 +19,8 @@ import (
 type Series interface {
 	// SeriesOf returns false for an agent without a session here, and without series.
 	SeriesOf(id agent.ID) (series int, known bool)
+	// Cardinality counts by a dimension. It blocks while others count.
+	Cardinality(ctx context.Context, q cardinality.Query) (*cardinality.Result, error)
 }
 
 // Replicas knows the replicas. It touches memory only.

@@ -2377,9 +2377,9 @@ type GetCardinalityRequest struct {
 	By string `protobuf:"bytes,1,opt,name=by,proto3" json:"by,omitempty"`
 	// With value: the label whose values are counted by.
 	Label string `protobuf:"bytes,2,opt,name=label,proto3" json:"label,omitempty"`
-	// Only series of this family; empty: of all. Not with template, owner, workspace, agent.
+	// Only series of this family; empty: of all.
 	Family string `protobuf:"bytes,3,opt,name=family,proto3" json:"family,omitempty"`
-	// Rows at most, 1 to 10,000; 0 means 100.
+	// Rows at most, 1 to 1,000; 0 means 100.
 	Limit         int32 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2593,7 +2593,7 @@ func (x *CardinalityGroup) GetTotal() float64 {
 type CardinalityRow struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of the family, label, value and so on; of a workspace OWNER/WORKSPACE, of an agent
-	// OWNER/WORKSPACE.AGENT.
+	// OWNER/WORKSPACE.AGENT; of values of all labels LABEL="VALUE".
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Series.
 	Series float64 `protobuf:"fixed64,2,opt,name=series,proto3" json:"series,omitempty"`
