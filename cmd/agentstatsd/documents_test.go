@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -12,72 +13,130 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// root is the directory of the repository.
+var root = filepath.Join("..", "..")
+
 // documents returns what is written for those who run the program, by name.
 func documents(t *testing.T) map[string]string {
 	t.Helper()
-	root := filepath.Join("..", "..")
-	names := []string{"README.md", "CONTRIBUTING.md", "SECURITY.md", "ARCHITECTURE.md", "deploy/kubernetes/README.md"}
-	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
-	require.NoError(t, err)
-	for _, page := range pages {
-		names = append(names, filepath.Join("docs", filepath.Base(page)))
-	}
 	texts := make(map[string]string)
-	for _, name := range names {
+	add := func(name string) {
 		text, err := os.ReadFile(filepath.Join(root, name))
 		require.NoError(t, err)
 		texts[name] = string(text)
+	}
+	for _, name := range []string{"README.md", "CONTRIBUTING.md", "SECURITY.md", "ARCHITECTURE.md"} {
+		add(name)
+	}
+	for _, dir := range []string{"docs", "deploy", "examples"} {
+		require.NoError(t, fs.WalkDir(os.DirFS(root), dir, func(name string, _ fs.DirEntry, err error) error {
+			if strings.HasSuffix(name, ".md") {
+				add(name)
+			}
+			return err
+		}))
 	}
 	return texts
 }
 
 var (
-	shellBlocks = regexp.MustCompile("(?ms)^```sh\n(.*?)^```$")
-	inlineCode  = regexp.MustCompile("`([^`\n]+)`")
-	ourCommand  = regexp.MustCompile(`^(?:sudo )?(?:\./bin/)?(agentstatsd (?:[a-z].*|-.*))$`)
+	fence      = regexp.MustCompile("(?ms)^ *```([a-z]*)\n(.*?)^ *```$")
+	indented   = regexp.MustCompile(`(?m)^    [a-z].*$`)
+	inlineCode = regexp.MustCompile("`([^`\n]+)`")
+	comment    = regexp.MustCompile(`(^|\s+)#( .*)?$`)
+	setting    = regexp.MustCompile(`^[A-Z_]+=[^ ]*$`)
 	// Texts that the program logs begin with its name, too.
 	inlineCommand = regexp.MustCompile(`^agentstatsd [a-z-]+(?: -.*| [A-Z].*)?$`)
+	ourCommand    = regexp.MustCompile(`^(?:sudo (?:-u \S+ )?)?(?:\./bin/)?(agentstatsd (?:[a-z].*|-.*))$`)
 	ourOption     = regexp.MustCompile(`^--[a-z][a-z-]*(?:[= ].*)?$`)
 )
 
-// commandsOf returns the commands of the program in a text, each on one line.
-func commandsOf(text string) (commands []string) {
-	for _, block := range shellBlocks.FindAllStringSubmatch(text, -1) {
-		for line := range strings.SplitSeq(strings.ReplaceAll(block[1], "\\\n", ""), "\n") {
-			line, _, _ = strings.Cut(line, " #")
-			line = strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(line), "&"))
-			if c := ourCommand.FindStringSubmatch(line); c != nil {
-				commands = append(commands, c[1])
+// shellBlocks returns what a text has for a shell.
+func shellBlocks(text string) (blocks []string) {
+	for _, block := range fence.FindAllStringSubmatch(text, -1) {
+		switch block[1] {
+		case "sh":
+			blocks = append(blocks, block[2])
+		case "console":
+			var typed strings.Builder
+			for line := range strings.Lines(block[2]) {
+				if line, ok := strings.CutPrefix(line, "$ "); ok {
+					typed.WriteString(line)
+				}
 			}
+			blocks = append(blocks, typed.String())
 		}
+	}
+	return blocks
+}
+
+// commandsOf returns the commands in a text, each on one line. Of the program's own, within
+// sentences, it returns those that are named with an option, as mentions.
+func commandsOf(text string) (commands, mentions []string) {
+	add := func(line string) {
+		line = comment.ReplaceAllString(strings.TrimSpace(line), "")
+		line = strings.Join(strings.Fields(strings.TrimSuffix(line, "&")), " ")
+		if line != "" && !setting.MatchString(line) && !slices.Contains(commands, line) {
+			commands = append(commands, line)
+		}
+	}
+	for _, block := range shellBlocks(text) {
+		for line := range strings.Lines(strings.ReplaceAll(block, "\\\n", "")) {
+			add(line)
+		}
+	}
+	text = fence.ReplaceAllString(text, "")
+	for _, line := range indented.FindAllString(text, -1) {
+		if programOf(line) != "" {
+			add(line)
+		}
+	}
+	var names []string
+	for _, c := range rootCommand().Children {
+		names = append(names, c.Name())
 	}
 	for _, code := range inlineCode.FindAllStringSubmatch(text, -1) {
-		if inlineCommand.MatchString(code[1]) {
-			commands = append(commands, code[1])
+		words := strings.Fields(code[1])
+		switch {
+		case inlineCommand.MatchString(code[1]):
+			mentions = append(mentions, code[1])
+		case len(words) > 1 && slices.Contains(names, words[0]) && strings.HasPrefix(words[1], "--"):
+			mentions = append(mentions, "agentstatsd "+code[1])
+		case len(words) > 1 && programOf(code[1]) != "":
+			add(code[1])
 		}
 	}
-	return commands
+	return commands, mentions
 }
 
 // The program has each command that the documents name, with its options, and takes
-// their values.
+// their values. The shell takes each block.
 func TestDocumentedCommands(t *testing.T) {
 	found := 0
 	for name, text := range documents(t) {
-		for _, line := range commandsOf(text) {
-			found++
-			requireCommand(t, strings.Fields(line), name+": "+line)
+		commands, mentions := commandsOf(text)
+		for _, line := range append(commands, mentions...) {
+			if c := ourCommand.FindStringSubmatch(line); c != nil {
+				found++
+				requireCommand(t, strings.Fields(c[1]), name+": "+line)
+			}
+		}
+		for _, block := range shellBlocks(text) {
+			requireShell(t, name, block)
 		}
 	}
 	require.GreaterOrEqual(t, found, 20)
 }
 
 // requireCommand fails unless the program takes words, the first of which is its name.
-// Words with $ or ... stand for others.
+// Words with $ or ... stand for others. What follows a pipe is of another program.
 func requireCommand(t *testing.T, words []string, line string) {
 	t.Helper()
 	command := rootCommand()
-	if len(words) > 1 && !strings.HasPrefix(words[1], "-") {
+	if i := slices.Index(words, "|"); i >= 0 {
+		words = words[:i]
+	}
+	if len(words) > 1 && !strings.HasPrefix(words[1], "-") && words[1] != "..." {
 		i := slices.IndexFunc(command.Children, func(c *serpent.Command) bool { return c.Name() == words[1] })
 		require.NotEqual(t, -1, i, "no command: %s", line)
 		command, words = command.Children[i], words[1:]

@@ -5,11 +5,13 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/internal/freeport"
 )
@@ -20,6 +22,12 @@ func TestMain(m *testing.M) {
 
 // TestScripts runs the program as a shell would: testdata/script/*.txtar.
 func TestScripts(t *testing.T) {
+	caches, err := os.UserCacheDir()
+	require.NoError(t, err)
+	checkout, err := filepath.Abs(root)
+	require.NoError(t, err)
+	authority := newAuthority(t)
+	cert, key := authority.issue(t, 1, "localhost")
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
@@ -27,10 +35,18 @@ func TestScripts(t *testing.T) {
 				env.Setenv(name, freeport.Addr())
 			}
 			env.Setenv("GORACE", os.Getenv("GORACE"))
+			env.Setenv("GOCACHE", filepath.Join(caches, "go-build"))
+			env.Setenv("ROOT", checkout)
+			for name, text := range map[string][]byte{"tls.crt": cert, "tls.key": key, "ca.crt": authority.pem} {
+				if err := os.WriteFile(filepath.Join(env.WorkDir, name), text, 0o600); err != nil {
+					return err
+				}
+			}
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"await": await,
+			"doc":   doc(t),
 			"fetch": fetch,
 			"post":  post,
 		},
