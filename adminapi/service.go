@@ -33,6 +33,7 @@ type Pushes interface {
 type Components struct {
 	Fleet    *fleet.Fleet
 	Series   Series
+	Costs    Costs
 	Replicas Replicas // nil: replicas are named by their ids
 	Refusals Refusals
 	Pushes   Pushes
@@ -53,13 +54,14 @@ type Service struct {
 	log        *slog.Logger
 	processors processors
 	bundles    sync.Mutex // held while one is collected
+	costing    sync.Mutex // held while costs are counted
 }
 
 // New returns a Service that the server serves: it is registered with it. Its metrics are
 // registered with reg.
 func New(server *grpcserver.Server, c Components, _ prometheus.Registerer, log *slog.Logger) (*Service, error) {
 	switch {
-	case c.Fleet == nil, c.Series == nil, c.Refusals == nil, c.Pushes == nil, c.Metrics == nil, c.Self == nil, c.LogTail == nil:
+	case c.Fleet == nil, c.Series == nil, c.Costs == nil, c.Refusals == nil, c.Pushes == nil, c.Metrics == nil, c.Self == nil, c.LogTail == nil:
 		return nil, fmt.Errorf("adminapi components: one is absent: %+v", c)
 	}
 	s := &Service{Components: c, server: server, log: log}

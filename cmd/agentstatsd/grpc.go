@@ -66,6 +66,7 @@ func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.M
 	s.admin, err = adminapi.New(s.api, adminapi.Components{
 		Fleet:    s.fleet,
 		Series:   s.aggregator,
+		Costs:    s.aggregator,
 		Refusals: s.refusals,
 		Pushes:   s.pushed,
 		Metrics:  s.registry,
