@@ -47,6 +47,7 @@ type fake struct {
 	config      *pb.GetConfigResponse
 	pushes      *pb.ListPushesResponse
 	explained   *pb.ExplainSeriesResponse
+	files       []*pb.CollectBundleResponse
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -129,7 +130,12 @@ func (f *fake) ListRefusals(context.Context, *pb.ListRefusalsRequest) (*pb.ListR
 }
 
 func (f *fake) GetCardinality(_ context.Context, req *pb.GetCardinalityRequest) (*pb.GetCardinalityResponse, error) {
-	if req.GetLimit() != maxCardinalityRows {
+	switch {
+	case req.GetLimit() == bundleRows && req.GetBy() == "agent":
+		return f.cardinality, nil
+	case req.GetLimit() == bundleRows:
+		return nil, status.Error(codes.Unimplemented, "no")
+	case req.GetLimit() != maxCardinalityRows:
 		return nil, status.Error(codes.InvalidArgument, "limit: want all")
 	}
 	return f.cardinality, nil
@@ -152,6 +158,18 @@ func (f *fake) ExplainSeries(_ context.Context, req *pb.ExplainSeriesRequest) (*
 		return nil, status.Error(codes.InvalidArgument, "selector: want a name")
 	}
 	return f.explained, nil
+}
+
+func (f *fake) CollectBundle(req *pb.CollectBundleRequest, stream grpc.ServerStreamingServer[pb.CollectBundleResponse]) error {
+	for _, part := range f.files {
+		if part.GetName() == "cpu.pprof" && req.GetCpuProfile() == nil {
+			continue
+		}
+		if err := stream.Send(part); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (f *fake) SetDraining(_ context.Context, req *pb.SetDrainingRequest) (*pb.SetDrainingResponse, error) {

@@ -54,7 +54,7 @@ func ExitCode(err error) int {
 func Commands() []*serpent.Command {
 	return []*serpent.Command{
 		statusCommand(), agentsCommand(), agentCommand(), watchCommand(), metadataCommand(), refusalsCommand(), cardinalityCommand(),
-		deregisterCommand(), drainCommand(), doctorCommand(),
+		deregisterCommand(), drainCommand(), doctorCommand(), bundleCommand(),
 	}
 }
 
