@@ -3,8 +3,6 @@ package client
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -22,9 +20,12 @@ import (
 
 // DialOptions say how to reach the service and with which credentials.
 type DialOptions struct {
-	// TLS of the connection; nil: the system's roots, unless Plaintext. See
-	// TLSFiles.
+	// TLS of the connection; nil: that of TLSFiles.
 	TLS *tls.Config
+	// TLSFiles are read anew for each connection, so that they can be changed. Those
+	// that cannot be used then change nothing. Without any, and unless Plaintext, the
+	// system's roots are taken. At most one of TLS and TLSFiles is set.
+	TLSFiles TLSFiles
 	// Plaintext sends everything, the token too, without TLS: for loopback and
 	// for networks that encrypt by themselves.
 	Plaintext bool
@@ -48,19 +49,27 @@ const shuffled = `{"loadBalancingConfig": [{"pick_first": {"shuffleAddressList":
 // connection otherwise must not ping more often than each 30 s: the service ends
 // connections that do.
 func Dial(target string, opts DialOptions, extra ...grpc.DialOption) (*grpc.ClientConn, error) {
-	if opts.Plaintext && opts.TLS != nil {
+	hasFiles := opts.TLSFiles != TLSFiles{}
+	if opts.Plaintext && (opts.TLS != nil || hasFiles) {
 		return nil, fmt.Errorf("dial %s: both plaintext and TLS are set", target)
+	}
+	if opts.TLS != nil && hasFiles {
+		return nil, fmt.Errorf("dial %s: both TLS and files of TLS are set", target)
 	}
 	if opts.Token != "" && opts.TokenFile != "" {
 		return nil, fmt.Errorf("dial %s: both a token and a token file are set", target)
 	}
 	transport := insecure.NewCredentials()
-	if !opts.Plaintext {
-		config := opts.TLS
-		if config == nil {
-			config = &tls.Config{MinVersion: tls.VersionTLS12}
+	switch {
+	case opts.Plaintext:
+	case opts.TLS != nil:
+		transport = credentials.NewTLS(opts.TLS)
+	default:
+		files, err := newFileCredentials(opts.TLSFiles)
+		if err != nil {
+			return nil, fmt.Errorf("dial %s: %w", target, err)
 		}
-		transport = credentials.NewTLS(config)
+		transport = files
 	}
 	dial := []grpc.DialOption{
 		grpc.WithTransportCredentials(transport),
@@ -150,48 +159,4 @@ func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]strin
 // RequireTransportSecurity implements credentials.PerRPCCredentials.
 func (b bearer) RequireTransportSecurity() bool {
 	return !b.plaintext
-}
-
-// TLSFiles names the files of a TLS client, in PEM.
-type TLSFiles struct {
-	// CA has the certificates that the service's is signed by; empty: the system's.
-	CA string
-	// Cert and Key identify the client; empty: it has no certificate. They are
-	// read anew for each connection, so that they can be renewed.
-	Cert, Key string
-	// ServerName that the service's certificate is for; empty: the host of the
-	// target.
-	ServerName string
-}
-
-// Config reads the files.
-func (f TLSFiles) Config() (*tls.Config, error) {
-	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: f.ServerName}
-	if f.CA != "" {
-		pem, err := os.ReadFile(f.CA)
-		if err != nil {
-			return nil, fmt.Errorf("read CA certificates: %w", err)
-		}
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("read CA certificates: %s has none", f.CA)
-		}
-	}
-	if (f.Cert == "") != (f.Key == "") {
-		return nil, errors.New("client certificate: both the certificate and the key are needed")
-	}
-	if f.Cert != "" {
-		load := func() (*tls.Certificate, error) {
-			cert, err := tls.LoadX509KeyPair(f.Cert, f.Key)
-			if err != nil {
-				return nil, fmt.Errorf("read client certificate: %w", err)
-			}
-			return &cert, nil
-		}
-		if _, err := load(); err != nil {
-			return nil, err
-		}
-		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
-	}
-	return config, nil
 }

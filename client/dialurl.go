@@ -2,7 +2,6 @@ package client
 
 import (
 	"cmp"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -38,8 +37,8 @@ var urlParameters = []string{"balancer", "ca_file", "cert_file", "key_file", "pl
 //
 //   - token_file is a file with the token, read anew for each call; token is the token
 //     itself, which whoever sees the URL sees.
-//   - ca_file, cert_file and key_file are the TLSFiles. server_name is the name in the
-//     service's certificate, if that is not the host's.
+//   - ca_file, cert_file and key_file are the TLSFiles, read anew for each connection.
+//     server_name is the name in the service's certificate, if that is not the host's.
 //   - plaintext=true is without TLS, for loopback only; plaintext=anywhere is for
 //     networks that encrypt by themselves.
 //   - balancer=round_robin, the default, connects to all hosts or, if there is one, to
@@ -217,34 +216,29 @@ func dialOptionsOf(parameters map[string]string, hosts []string) (DialOptions, e
 		}
 		return opts, nil
 	}
-	if opts.TLS, err = tlsOf(parameters); err != nil {
-		return opts, err
-	}
-	return opts, nil
+	opts.TLSFiles, err = tlsFilesOf(parameters)
+	return opts, err
 }
 
-func tlsOf(parameters map[string]string) (*tls.Config, error) {
+func tlsFilesOf(parameters map[string]string) (TLSFiles, error) {
 	files := TLSFiles{
 		CA: parameters["ca_file"], Cert: parameters["cert_file"], Key: parameters["key_file"],
 		ServerName: parameters["server_name"],
 	}
 	switch {
 	case files.Cert != "" && files.Key == "":
-		return nil, errors.New("parameter cert_file: want key_file with it, got none")
+		return files, errors.New("parameter cert_file: want key_file with it, got none")
 	case files.Key != "" && files.Cert == "":
-		return nil, errors.New("parameter key_file: want cert_file with it, got none")
-	case files == TLSFiles{}:
-		return nil, nil //nolint:nilnil // Dial takes the system's roots then
+		return files, errors.New("parameter key_file: want cert_file with it, got none")
 	}
 	// Each file is read alone, so that the error can say whose it is.
 	if _, err := (TLSFiles{CA: files.CA}).Config(); err != nil {
-		return nil, fmt.Errorf("parameter ca_file: %w", err)
+		return files, fmt.Errorf("parameter ca_file: %w", err)
 	}
-	config, err := files.Config()
-	if err != nil {
-		return nil, fmt.Errorf("parameters cert_file and key_file: %w", err)
+	if _, err := files.Config(); err != nil {
+		return files, fmt.Errorf("parameters cert_file and key_file: %w", err)
 	}
-	return config, nil
+	return files, nil
 }
 
 func plaintextOf(value string, hosts []string) (bool, error) {

@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/resolver"
@@ -127,6 +128,52 @@ func TestDialTLS(t *testing.T) {
 	require.Equal(t, codes.Unavailable, status.Code(err))
 	require.ErrorContains(t, err, "certificate")
 	require.NoError(t, conn.Close())
+}
+
+// The service gets a certificate of another authority: a connection trusts it once that is
+// in the file. A file that cannot be used changes nothing.
+func TestDialReadsAuthoritiesAnew(t *testing.T) {
+	before, ca := newAuthority(t), newAuthority(t)
+	ca.write(t, "service", 2)
+	pair, err := tls.LoadX509KeyPair(ca.path("service.crt"), ca.path("service.key"))
+	require.NoError(t, err)
+	server := asked{peers: make(chan *peer.Peer, 10)}
+	n := newNetwork(func(s *grpc.Server) { agentstatsv1.RegisterCoderdServiceServer(s, server) },
+		grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{pair}})))
+	defer n.stop()
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	write := func(from string) {
+		text, err := os.ReadFile(from)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(file, text, 0o600))
+	}
+	write(before.path("ca.crt"))
+	opened := make(chan net.Conn, 10)
+	dialer := grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+		conn, err := n.dial(ctx, address)
+		opened <- conn
+		return conn, err
+	})
+	conn, err := client.DialURL("agentstatsd://127.0.0.1?server_name=service&ca_file="+file, dialer)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close()) }()
+	call := func(opts ...grpc.CallOption) error {
+		_, err := agentstatsv1.NewCoderdServiceClient(conn).ListAgents(t.Context(), &agentstatsv1.ListAgentsRequest{}, opts...)
+		return err
+	}
+	require.ErrorContains(t, call(), "certificate signed by unknown authority")
+
+	write(ca.path("ca.crt"))
+	conn.ResetConnectBackoff()
+	require.NoError(t, call(grpc.WaitForReady(true)))
+
+	write(ca.path("ca.key"))
+	for len(opened) > 0 {
+		_ = (<-opened).Close()
+	}
+	require.True(t, conn.WaitForStateChange(t.Context(), connectivity.Ready))
+	require.NoError(t, call(grpc.WaitForReady(true)))
+	require.NotEmpty(t, opened, "another connection")
 }
 
 // Connections to a name with several addresses spread over them, and one that
