@@ -104,17 +104,19 @@ func (c *connection) open() error {
 // openSession opens the session of a hello.
 func (c *connection) openSession(hello *agentstatsv1.Hello) error {
 	ctx, s, who := c.stream.Context(), c.service, c.who
+	version := versionOf(hello)
 	session, err := s.Fleet.Connect(ctx, who.Agent, fleet.Hello{
 		Instance: agent.Instance(hello.GetInstanceId()),
 		Ordinal:  hello.GetSession(),
 		Epoch:    hello.GetEpoch(),
 		Durable:  hello.GetDurableSequence(),
 		Relayed:  who.Token == "",
+		Version:  version,
 	})
 	if err != nil {
 		return s.failure(ctx, who, "open a session", err)
 	}
-	c.version = versionOf(hello)
+	c.version = version
 	c.setSession(session)
 	if !s.recheckToken(ctx, who) {
 		c.setEnd(fleet.EndRevoked)

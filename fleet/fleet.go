@@ -28,6 +28,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/departed"
+	"github.com/coder/agentstatsd/fleet/internal/ended"
 	"github.com/coder/agentstatsd/fleet/internal/unstored"
 	"github.com/coder/agentstatsd/fleet/internal/watchers"
 	"github.com/coder/agentstatsd/fleet/internal/writequeue"
@@ -132,8 +133,8 @@ type Pending interface {
 // concurrently.
 //
 // The lock order is: changeSem, entry.requestMu, mu, entry.mu, workspace.up.mu,
-// then the leaves (those of queue and watchers, acks.Tracker.mu, and the locks of
-// Series and Pending).
+// then the leaves (those of queue, watchers and ended, acks.Tracker.mu, and the locks
+// of Series and Pending).
 type Fleet struct {
 	store         Store
 	series        Series
@@ -156,6 +157,8 @@ type Fleet struct {
 	exceededLimit string
 	// departed are the agents that were removed last.
 	departed departed.Agents
+	// ended are the last sessions of agents here that have ended.
+	ended *ended.Sessions
 	// sessionsRead and statesRead are the positions up to which sessions and states
 	// were read from the database. Load sets them. After that they belong to
 	// follow.
@@ -202,6 +205,9 @@ func New(store Store, series Series, pending Pending, opts Options, reg promethe
 		return nil, err
 	}
 	f.retries = backoff.Backoff{Min: minBackoff, Max: maxBackoff, Random: f.opts.Load().Random}
+	if f.ended, err = ended.New(); err != nil {
+		return nil, fmt.Errorf("fleet: %w", err)
+	}
 	if f.departed, err = departed.New(); err != nil {
 		return nil, fmt.Errorf("fleet: %w", err)
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/departed"
+	"github.com/coder/agentstatsd/fleet/internal/ended"
 	"github.com/coder/agentstatsd/fleet/internal/observations"
 )
 
@@ -88,6 +89,34 @@ func (f *Fleet) Agent(id agent.ID) (Info, error) {
 		return Info{}, err
 	}
 	return f.info(e), nil
+}
+
+// SessionDetails are a session that an agent has, or had, at this replica.
+type SessionDetails = ended.Session
+
+// Sessions returns the session that an agent has here, nil: none, and at most ten that
+// have ended, the newest first.
+func (f *Fleet) Sessions(id agent.ID) (open *SessionDetails, before []SessionDetails) {
+	e, err := f.entry(id)
+	if err != nil {
+		return nil, nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.sessions.live != nil {
+		details := e.sessions.live.details()
+		open = &details
+	}
+	return open, f.ended.Of(id)
+}
+
+// details returns what the session is while it is open.
+func (s *Session) details() SessionDetails {
+	progress := s.Progress()
+	return SessionDetails{
+		Epoch: s.info.Epoch, Instance: s.info.Instance, Version: s.hello.Version, Relayed: s.hello.Relayed,
+		OpenedAt: s.openedAt, Received: progress.Received, Durable: progress.Durable,
+	}
 }
 
 // Registration returns that of an agent, which must not be changed; nil: there is none.

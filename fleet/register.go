@@ -263,6 +263,7 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 		e.mu.Unlock()
 		f.queue.Remove(e)
 		f.departed.Note(e.reg.Load(), time.Now())
+		f.ended.Remove(e.id)
 	}
 	var relabeled, revoked []*entry
 	var added, changed []*entry

@@ -73,6 +73,8 @@ type Hello struct {
 	// Relayed is true if the instance is not the agent's process, but a relay for it.
 	// The agent may have others.
 	Relayed bool
+	// Version of the agent, as it says itself; empty: it does not.
+	Version string
 }
 
 // Connect opens a session of the agent. An older session, on any replica, ends with
@@ -181,7 +183,10 @@ func (f *Fleet) assignEpochLocked(e *entry, hello *Hello) agent.Order {
 
 // endSessionLocked ends a live session. The caller closes its series.
 func (f *Fleet) endSessionLocked(s *Session, end End) {
-	s.entry.sessions.live, s.entry.sessions.endedAt = nil, time.Now()
+	details := s.details()
+	details.End, details.EndedAt = string(end), time.Now()
+	f.ended.Add(s.entry.id, details)
+	s.entry.sessions.live, s.entry.sessions.endedAt = nil, details.EndedAt
 	f.closeRecordLocked(s.entry, s.info.Epoch)
 	s.end = end
 	close(s.done)
