@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -160,6 +162,17 @@ func (b *Batcher) Remove(id agent.ID) {
 	b.pending.remove(id, &resolved)
 	b.mu.Unlock()
 	resolved.notifyTrackers()
+}
+
+// PendingKeys returns the keys of which an agent has a value that is not written yet, in
+// no order.
+func (b *Batcher) PendingKeys(id agent.ID) []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if a := b.pending.agents[id]; a != nil {
+		return slices.Collect(maps.Keys(a.keys))
+	}
+	return nil
 }
 
 // Healthy returns nil if the newest flush was good, or why it was not.

@@ -60,7 +60,9 @@ func TestLatestValueWins(t *testing.T) {
 	require.Empty(t, b.Add(now, report(id(1), 0, 9, nil, "a=of an older session")))
 	require.Empty(t, b.Add(now, report(id(2), 1, 1, nil, "a=other")))
 	requireLaw(t, b)
+	require.ElementsMatch(t, []string{"a", "b", "c", "d"}, b.PendingKeys(id(1)))
 	flushAll(t, b)
+	require.Empty(t, b.PendingKeys(id(1)))
 	require.Len(t, store.calls, 1)
 	// An overwritten entry keeps its place.
 	require.Equal(t, []string{"a=1", "b=2", "c=1", "d=2 again", "a=other"}, texts(store.calls[0].rows))
