@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/aggregator"
 	"github.com/coder/agentstatsd/aggregator/cardinality"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
@@ -19,6 +20,8 @@ import (
 type Series interface {
 	// SeriesOf returns false for an agent without a session here, and without series.
 	SeriesOf(id agent.ID) (series int, known bool)
+	// FamiliesOf returns those families of SeriesOf with the most series first.
+	FamiliesOf(id agent.ID) []aggregator.FamilySeries
 	// Cardinality counts by a dimension. It blocks while others count.
 	Cardinality(ctx context.Context, q cardinality.Query) (*cardinality.Result, error)
 }

@@ -34,6 +34,8 @@ type Components struct {
 	Fleet    *fleet.Fleet
 	Series   Series
 	Costs    Costs
+	Metadata MetadataReader
+	Pending  Pending
 	Replicas Replicas // nil: replicas are named by their ids
 	Refusals Refusals
 	Pushes   Pushes
@@ -53,18 +55,20 @@ type Service struct {
 	server     *grpcserver.Server
 	log        *slog.Logger
 	processors processors
-	bundles    sync.Mutex // held while one is collected
-	costing    sync.Mutex // held while costs are counted
+	bundles    sync.Mutex    // held while one is collected
+	costing    sync.Mutex    // held while costs are counted
+	describing chan struct{} // a semaphore of those who describe an agent
 }
 
 // New returns a Service that the server serves: it is registered with it. Its metrics are
 // registered with reg.
 func New(server *grpcserver.Server, c Components, _ prometheus.Registerer, log *slog.Logger) (*Service, error) {
 	switch {
-	case c.Fleet == nil, c.Series == nil, c.Costs == nil, c.Refusals == nil, c.Pushes == nil, c.Metrics == nil, c.Self == nil, c.LogTail == nil:
+	case c.Fleet == nil, c.Series == nil, c.Costs == nil, c.Metadata == nil, c.Pending == nil, c.Refusals == nil, c.Pushes == nil, c.Metrics == nil,
+		c.Self == nil, c.LogTail == nil:
 		return nil, fmt.Errorf("adminapi components: one is absent: %+v", c)
 	}
-	s := &Service{Components: c, server: server, log: log}
+	s := &Service{Components: c, server: server, log: log, describing: make(chan struct{}, maxDescriptions)}
 	server.Register(grpcserver.Service{
 		Desc: &agentstatsv1.AdminService_ServiceDesc,
 		Impl: s,

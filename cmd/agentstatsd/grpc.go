@@ -67,6 +67,8 @@ func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.M
 		Fleet:    s.fleet,
 		Series:   s.aggregator,
 		Costs:    s.aggregator,
+		Metadata: s.store,
+		Pending:  s.batcher,
 		Refusals: s.refusals,
 		Pushes:   s.pushed,
 		Metrics:  s.registry,

@@ -165,7 +165,7 @@ func Start(t testing.TB, set Settings) *Service {
 	s.Coderds, err = coderdapi.New(s.Server, coderd, set.Coderd, s.Registry, log)
 	require.NoError(t, err)
 	admin := adminapi.Components{
-		Fleet: s.Fleet, Series: s.Series, Costs: s.Series, Refusals: s.Refusals, Pushes: s.Pushes, Metrics: s.Registry,
+		Fleet: s.Fleet, Series: s.Series, Costs: s.Series, Metadata: s.Store, Pending: pending, Refusals: s.Refusals, Pushes: s.Pushes, Metrics: s.Registry,
 		Self: func() adminapi.Self { return adminapi.Self{} }, LogTail: func() []byte { return []byte("a line\n") },
 	}
 	if set.ChangeAdmin != nil {

@@ -1565,9 +1565,11 @@ type DescribeAgentResponse struct {
 	// Series in memory by family, the largest first; at most 100.
 	Series []*NamedCount `protobuf:"bytes,11,rep,name=series,proto3" json:"series,omitempty"`
 	// What it was refused, the newest first.
-	Refused       []*Refused `protobuf:"bytes,12,rep,name=refused,proto3" json:"refused,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Refused []*Refused `protobuf:"bytes,12,rep,name=refused,proto3" json:"refused,omitempty"`
+	// Why the database does not say what is stored of its metadata; empty: it does.
+	MetadataProblem string `protobuf:"bytes,13,opt,name=metadata_problem,json=metadataProblem,proto3" json:"metadata_problem,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *DescribeAgentResponse) Reset() {
@@ -1682,6 +1684,13 @@ func (x *DescribeAgentResponse) GetRefused() []*Refused {
 		return x.Refused
 	}
 	return nil
+}
+
+func (x *DescribeAgentResponse) GetMetadataProblem() string {
+	if x != nil {
+		return x.MetadataProblem
+	}
+	return ""
 }
 
 // AgentSession is a session of an agent.
@@ -1871,8 +1880,8 @@ type AgentMetadataEntry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key.
 	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// The stored value; empty unless values are shown (--web-show-metadata, coderd's
-	// credential or an operator's token).
+	// The stored value, which the page has only with --web-show-metadata. Of many long ones
+	// only the first bytes are shown.
 	Value string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
 	// Why there is no value, likewise.
 	Error string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
@@ -3675,7 +3684,7 @@ const file_agentstats_v1_admin_proto_rawDesc = "" +
 	"lastSeenAtB\t\n" +
 	"\a_series\",\n" +
 	"\x14DescribeAgentRequest\x12\x14\n" +
-	"\x05agent\x18\x01 \x01(\tR\x05agent\"\xe5\x04\n" +
+	"\x05agent\x18\x01 \x01(\tR\x05agent\"\x90\x05\n" +
 	"\x15DescribeAgentResponse\x125\n" +
 	"\asummary\x18\x01 \x01(\v2\x1b.agentstats.v1.AgentSummaryR\asummary\x12\"\n" +
 	"\forganization\x18\x02 \x01(\tR\forganization\x12\x19\n" +
@@ -3690,7 +3699,8 @@ const file_agentstats_v1_admin_proto_rawDesc = "" +
 	"\bmetadata\x18\n" +
 	" \x03(\v2!.agentstats.v1.AgentMetadataEntryR\bmetadata\x121\n" +
 	"\x06series\x18\v \x03(\v2\x19.agentstats.v1.NamedCountR\x06series\x120\n" +
-	"\arefused\x18\f \x03(\v2\x16.agentstats.v1.RefusedR\arefused\"\xce\x02\n" +
+	"\arefused\x18\f \x03(\v2\x16.agentstats.v1.RefusedR\arefused\x12)\n" +
+	"\x10metadata_problem\x18\r \x01(\tR\x0fmetadataProblem\"\xce\x02\n" +
 	"\fAgentSession\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x127\n" +
