@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -96,7 +97,9 @@ func TestDocumentedCommandsAreRun(t *testing.T) {
 			}
 			program := programOf(command)
 			row, ok := notRun[program]
-			require.True(t, ok, "%s: no test runs\n%s\nGive it a line `doc` in a script of testdata/script.", name, command)
+			if !assert.True(t, ok, "%s: no test runs\n%s\nGive it a line `doc` in a script of testdata/script.", name, command) {
+				continue
+			}
 			usedRows[program] = true
 			if row.check != nil {
 				row.check(t, text, command)
