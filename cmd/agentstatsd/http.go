@@ -112,10 +112,9 @@ func (s *service) buildHTTP(reg prometheus.Registerer, scrape http.Handler, read
 	}
 	if c.enableLifecycle {
 		// A browser in the network must not be sent here by a page of somebody else.
-		sameOrigin := http.NewCrossOriginProtection()
-		mux.Handle("POST /-/reload", sameOrigin.Handler(s.reloader))
+		mux.Handle("POST /-/reload", web.SameOrigin(s.reloader, s.webConfig))
 		if log := logControlOf(s.log); log != nil {
-			mux.Handle("POST /-/log-level", sameOrigin.Handler(log.level))
+			mux.Handle("POST /-/log-level", web.SameOrigin(log.level, s.webConfig))
 		}
 	}
 	if s.http, err = web.NewServer(mux, opts, reg, s.log.With("component", "http")); err != nil {
