@@ -26,13 +26,6 @@ type Series interface {
 	Cardinality(ctx context.Context, q cardinality.Query) (*cardinality.Result, error)
 }
 
-// Replicas knows the replicas. It touches memory only.
-type Replicas interface {
-	// Place returns the name of a replica, and the URL of its page. Both are empty if they
-	// are not known. The zero id is that of a replica which is alone.
-	Place(id agent.ID) (name, page string)
-}
-
 // agentPage is the path of an agent's page, before its id.
 const agentPage = "status/agents"
 
@@ -113,9 +106,7 @@ func (s *Service) summary(info *fleet.Info) *agentstatsv1.AgentSummary {
 
 // place returns the name of a replica, and the URL of an agent's page there.
 func (s *Service) place(replica, id agent.ID) (name, page string) {
-	if s.Replicas != nil {
-		name, page = s.Replicas.Place(replica)
-	}
+	name, page = s.Place(replica)
 	if name == "" && replica != (agent.ID{}) {
 		name = replica.String()
 	}

@@ -14,7 +14,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/adminapi"
-	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -93,7 +92,9 @@ func TestSearchAgents(t *testing.T) {
 
 // An agent in a list has what its parts know of it.
 func TestAgentSummary(t *testing.T) {
-	s := edgetest.Start(t, edgetest.Settings{ChangeAdmin: func(c *adminapi.Components) { c.Replicas = places{} }})
+	s := edgetest.Start(t, edgetest.Settings{ChangeAdmin: func(c *adminapi.Components) {
+		c.Identity = adminapi.Identity{Name: "replica 0", URL: "http://one.example:2112/x"}
+	}})
 	s.Register(1, 2)
 	c := s.Connect(edgetest.Session{Agent: 1})
 	c.RequireDurable(c.SendNext(edgetest.Lifecycle(pb.Lifecycle_STATE_READY)))
@@ -130,13 +131,6 @@ func requireJSON(t *testing.T, want string, m proto.Message, without ...string) 
 	text, err = json.Marshal(fields)
 	require.NoError(t, err)
 	require.JSONEq(t, want, string(text))
-}
-
-// places names each replica.
-type places struct{}
-
-func (places) Place(id agent.ID) (name, page string) {
-	return "replica " + id.String()[:1], "http://one.example:2112/x"
 }
 
 // Whoever pages sees each agent once that is registered all the time, whatever is

@@ -4,6 +4,8 @@
 package adminapi
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -13,6 +15,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/internal/outage"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 	"github.com/coder/agentstatsd/refusals"
 )
@@ -29,18 +32,22 @@ type Pushes interface {
 	Instances() []agent.PushInstance
 }
 
-// Components are what a Service asks; all but Replicas are required.
+// Components are what a Service asks. All but Replicas and Statuses are required.
 type Components struct {
 	Fleet    *fleet.Fleet
 	Series   Series
 	Costs    Costs
 	Metadata MetadataReader
 	Pending  Pending
-	Replicas Replicas // nil: replicas are named by their ids
 	Refusals Refusals
 	Pushes   Pushes
 	// Metrics are those of the service itself, without agents' series.
 	Metrics prometheus.Gatherer
+	// Identity of this replica.
+	Identity Identity
+	// Replicas and Statuses are nil of one that is alone.
+	Replicas Replicas
+	Statuses Statuses
 	// Self returns what they do not say of this replica, at once.
 	Self func() Self
 	// LogTail returns the newest lines of the log.
@@ -54,6 +61,9 @@ type Service struct {
 	Components
 	server     *grpcserver.Server
 	log        *slog.Logger
+	metrics    *metrics
+	outage     *outage.Log // of the exchange of statuses
+	others     others
 	processors processors
 	bundles    sync.Mutex    // held while one is collected
 	costing    sync.Mutex    // held while costs are counted
@@ -62,13 +72,22 @@ type Service struct {
 
 // New returns a Service that the server serves: it is registered with it. Its metrics are
 // registered with reg.
-func New(server *grpcserver.Server, c Components, _ prometheus.Registerer, log *slog.Logger) (*Service, error) {
+func New(server *grpcserver.Server, c Components, reg prometheus.Registerer, log *slog.Logger) (*Service, error) {
 	switch {
 	case c.Fleet == nil, c.Series == nil, c.Costs == nil, c.Metadata == nil, c.Pending == nil, c.Refusals == nil, c.Pushes == nil, c.Metrics == nil,
 		c.Self == nil, c.LogTail == nil:
 		return nil, fmt.Errorf("adminapi components: one is absent: %+v", c)
+	case (c.Replicas == nil) != (c.Statuses == nil):
+		return nil, errors.New("adminapi components: want both of Replicas and Statuses, or none")
 	}
-	s := &Service{Components: c, server: server, log: log, describing: make(chan struct{}, maxDescriptions)}
+	m, err := newMetrics(reg)
+	if err != nil {
+		return nil, fmt.Errorf("adminapi: %w", err)
+	}
+	s := &Service{
+		Components: c, server: server, log: log, metrics: m, describing: make(chan struct{}, maxDescriptions),
+		outage: outage.New(log, "the replicas do not tell each other how they are, trying again", "the replicas tell each other how they are again"),
+	}
 	server.Register(grpcserver.Service{
 		Desc: &agentstatsv1.AdminService_ServiceDesc,
 		Impl: s,
@@ -89,4 +108,14 @@ func New(server *grpcserver.Server, c Components, _ prometheus.Registerer, log *
 		},
 	})
 	return s, nil
+}
+
+// Run tells the other replicas how this one is, until ctx ends. It returns nil. To be
+// called once.
+func (s *Service) Run(ctx context.Context) error {
+	if s.Statuses != nil {
+		s.exchangeStatuses(ctx)
+	}
+	<-ctx.Done()
+	return nil
 }

@@ -16,14 +16,18 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// Self is what the metrics of a replica do not say of it.
-type Self struct {
+// Identity says which replica a process is. It does not change.
+type Identity struct {
 	// ID of the process among the replicas; zero: it is alone.
 	ID agent.ID
 	// Name of the host.
 	Name string
 	// URL of the page; empty: it is not known.
 	URL string
+}
+
+// Self is what the metrics of a replica do not say of how it is.
+type Self struct {
 	// Places are what serves what, without secrets.
 	Places []Place
 	// Readiness is the answer of /-/ready. Reasons has those of all components, also if
@@ -39,10 +43,15 @@ const maxRefusedReasons = 20
 
 // GetStatus implements agentstatsv1.AdminServiceServer.
 func (s *Service) GetStatus(context.Context, *agentstatsv1.GetStatusRequest) (*agentstatsv1.GetStatusResponse, error) {
-	return &agentstatsv1.GetStatusResponse{Replicas: []*agentstatsv1.ReplicaStatus{s.status(time.Now())}}, nil
+	now := time.Now()
+	resp := &agentstatsv1.GetStatusResponse{Replicas: []*agentstatsv1.ReplicaStatus{s.status(now)}}
+	for _, o := range s.others.list() {
+		resp.Replicas = append(resp.Replicas, s.statusOf(o, now))
+	}
+	return resp, nil
 }
 
-// status returns how this replica is at now.
+// status returns how this replica is at now, within maxStatusBytes.
 func (s *Service) status(now time.Time) *agentstatsv1.ReplicaStatus {
 	self := s.Self()
 	g, err := gather(s.Metrics)
@@ -51,7 +60,7 @@ func (s *Service) status(now time.Time) *agentstatsv1.ReplicaStatus {
 		warnings = append(slices.Clone(warnings), "some of the numbers here are missing: "+err.Error())
 	}
 	r := &agentstatsv1.ReplicaStatus{
-		Name: self.Name, Url: self.URL, Alive: true,
+		Name: s.Identity.Name, Url: s.Identity.URL, Alive: true,
 		// One that is alone leads.
 		Leads:            g["agentstatsd_replica_leads"] == nil || g.value("agentstatsd_replica_leads") == 1,
 		StartedAt:        timestamp(g.value("process_start_time_seconds")),
@@ -72,8 +81,8 @@ func (s *Service) status(now time.Time) *agentstatsv1.ReplicaStatus {
 		Refused:          g.refused(maxRefusedReasons),
 		ScrapedAt:        timestamp(g.value("agentstatsd_last_scrape_timestamp_seconds")),
 	}
-	if self.ID != (agent.ID{}) {
-		r.Id = self.ID.String()
+	if id := s.Identity.ID; id != (agent.ID{}) {
+		r.Id = id.String()
 	}
 	for _, m := range g["agentstatsd_build_info"].GetMetric() {
 		r.Version, r.Revision = labelOf(m, "version"), labelOf(m, "revision")
@@ -81,6 +90,7 @@ func (s *Service) status(now time.Time) *agentstatsv1.ReplicaStatus {
 	for _, p := range self.Places {
 		r.Places = append(r.Places, &agentstatsv1.Place{Name: p.Name, Value: p.Value})
 	}
+	s.metrics.rowsLeftOut.Add(float64(trim(r, maxStatusBytes)))
 	return r
 }
 

@@ -26,14 +26,16 @@ import (
 // A status has what the metrics have, and what only the process knows.
 func TestStatus(t *testing.T) {
 	self := adminapi.Self{
-		ID: agent.ID{7}, Name: "host-a", URL: "https://stats.example.com/a",
 		Places: []adminapi.Place{{Name: "database", Value: "sqlite /data/agentstatsd.db"}},
 		Readiness: readiness.Answer{
 			Reasons:  map[string]string{"batcher": "metadata is not written", "database": "it is stopped"},
 			Warnings: []string{"a certificate expires soon"},
 		},
 	}
-	s := edgetest.Start(t, edgetest.Settings{ChangeAdmin: func(c *adminapi.Components) { c.Self = func() adminapi.Self { return self } }})
+	s := edgetest.Start(t, edgetest.Settings{ChangeAdmin: func(c *adminapi.Components) {
+		c.Self = func() adminapi.Self { return self }
+		c.Identity = adminapi.Identity{ID: agent.ID{7}, Name: "host-a", URL: "https://stats.example.com/a"}
+	}})
 	s.Registry.MustRegister(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector())
 	checks := []readiness.Check{{Name: "batcher", Err: func() error { return nil }}, {Name: "draining", Err: func() error { return nil }}}
 	require.NoError(t, readiness.Register(s.Registry, checks))
@@ -58,7 +60,7 @@ func TestStatus(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, resp.GetReplicas(), 1)
 	r := resp.GetReplicas()[0]
-	require.Equal(t, self.ID.String(), r.GetId())
+	require.Equal(t, agent.ID{7}.String(), r.GetId())
 	require.Equal(t, "host-a", r.GetName())
 	require.Equal(t, "https://stats.example.com/a", r.GetUrl())
 	require.True(t, r.GetAlive())

@@ -34,6 +34,15 @@ type Replica struct {
 	Config string
 }
 
+// SavedStatus is what a replica said last of itself.
+type SavedStatus struct {
+	Replica ID
+	// Age is how long ago it was said, by the clock of the database.
+	Age time.Duration
+	// Status is encoded; nil: it is above the limit of bytes that the caller gave.
+	Status []byte
+}
+
 // Load is how busy a replica is, and its database as the replica sees it. Each value is
 // a mean of half a minute, divided by its target. It is finite and at least 0. Above 1
 // it exceeds the target.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/coder/agentstatsd/bridge"
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/addresses"
 	"github.com/coder/agentstatsd/internal/readiness"
 	"github.com/coder/agentstatsd/internal/stages"
 )
@@ -33,8 +34,7 @@ func (b *bridgeConfig) validateCoder() error {
 	if b.coderURL == "" {
 		return nil
 	}
-	u, err := url.Parse(b.coderURL)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+	if !addresses.IsPlainURL(b.coderURL) {
 		return errors.New("--coder-url: want the access URL of Coder, such as https://coder.example.com, without user, query and fragment")
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 
+	"github.com/coder/agentstatsd/adminapi"
 	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/aggregator"
 	"github.com/coder/agentstatsd/batcher"
@@ -195,6 +196,11 @@ func (c *config) coderdServiceOptions() coderdapi.Options {
 
 func (c *config) scrapeOptions() scrape.Options {
 	return scrape.Options{WriteTimeout: c.scrapeTimeout}
+}
+
+// identity has no id.
+func (c *config) identity() adminapi.Identity {
+	return adminapi.Identity{Name: hostname(), URL: c.webExternalURL}
 }
 
 func (c *config) consoleOptions() console.Options {

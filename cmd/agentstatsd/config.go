@@ -37,6 +37,7 @@ type config struct {
 	maxHTTPConns          int64
 	maxHTTPConnsPerAddr   int64
 	webConfigFile         string
+	webExternalURL        string
 	enableLifecycle       bool
 	probeAddress          string
 	pprofAddress          string
@@ -187,10 +188,16 @@ func (c *config) validate() error {
 	if _, err := metrics.ParseMerges(c.pushMerge); err != nil {
 		errs = append(errs, fmt.Errorf("--push-merge: %w", err))
 	}
+	if c.webExternalURL != "" && (!addresses.IsPlainURL(c.webExternalURL) || len(c.webExternalURL) > maxExternalURL) {
+		errs = append(errs, fmt.Errorf("--web-external-url: want a URL of at most %d bytes such as https://stats.example.com/replica-a, without user, query and fragment", maxExternalURL))
+	}
 	errs = append(errs, c.validatePprof())
 	errs = append(errs, c.validateEngines()...)
 	return errors.Join(errs...)
 }
+
+// maxExternalURL bounds the bytes of the URL of the page, which other replicas store.
+const maxExternalURL = 256
 
 // validatePprof keeps profiles on this machine.
 func (c *config) validatePprof() error {

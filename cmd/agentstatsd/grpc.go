@@ -63,18 +63,7 @@ func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.M
 	}
 	s.Add("coderd", func(n *candidate) error { return coderds.Reconfigure(n.config.coderdServiceOptions()) },
 		func() any { return coderds.Options() })
-	s.admin, err = adminapi.New(s.api, adminapi.Components{
-		Fleet:    s.fleet,
-		Series:   s.aggregator,
-		Costs:    s.aggregator,
-		Metadata: s.store,
-		Pending:  s.batcher,
-		Refusals: s.refusals,
-		Pushes:   s.pushed,
-		Metrics:  s.registry,
-		Self:     s.self,
-		LogTail:  func() []byte { return logTail(s.log) },
-	}, reg, s.log.With("component", "adminapi"))
+	s.admin, err = adminapi.New(s.api, s.adminComponents(), reg, s.log.With("component", "adminapi"))
 	return err
 }
 

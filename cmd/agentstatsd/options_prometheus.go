@@ -99,6 +99,11 @@ func (c *config) pageOptions() serpent.OptionSet {
 			Flag:        "web-show-metadata", Env: "AGENTSTATSD_WEB_SHOW_METADATA", YAML: "show_metadata",
 			Default: "false", Value: serpent.BoolOf(&c.webShowMetadata), Group: &groupPrometheus,
 		},
+		{
+			Description: "The URL at which people reach this replica's HTTP listener, such as https://stats.example.com/replica-a. Pages of other replicas link to it. Empty: they do not.",
+			Flag:        "web-external-url", Env: "AGENTSTATSD_WEB_EXTERNAL_URL", YAML: "external_url",
+			Value: serpent.StringOf(&c.webExternalURL), Group: &groupPrometheus,
+		},
 	}
 }
 

@@ -384,6 +384,7 @@ func (s *service) stages() []stages.Stage {
 		{Name: "refusals", Run: s.refusals.Run},
 		{Name: "aggregator", Run: s.aggregator.Run},
 		{Name: "intervals", Run: s.intervals.Run},
+		{Name: "admin", Run: s.admin.Run},
 	}
 	// This replica is removed when its last writes are done, which the others know at once.
 	var membership []stages.Task

@@ -82,6 +82,7 @@ var wirings = map[string]wiring{
 	"max-http-connections":                to("http.MaxConns", "pprof.MaxConns", "probes.MaxConns"),
 	"max-http-connections-per-address":    to("http.MaxConnsPerAddress", "pprof.MaxConnsPerAddress", "probes.MaxConnsPerAddress"),
 	"web-config-file":                     {effect: beforeTheDisk},
+	"web-external-url":                    {effect: func(_ *testing.T, c *config) string { return c.identity().URL }, value: "https://stats.example.com/a"},
 	"web-enable-lifecycle":                {effect: func(_ *testing.T, c *config) string { return fmt.Sprint(c.enableLifecycle) }}, // TestReload
 	"pprof-address":                       {effect: listeners, value: "127.0.0.2:0"},
 	"probe-address":                       {effect: listeners, value: "127.0.0.2:0"},

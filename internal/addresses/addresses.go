@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,6 +35,14 @@ func Check(address string) error {
 		return fmt.Errorf("port %q has leading zeros", port)
 	}
 	return nil
+}
+
+// IsPlainURL reports whether text is a URL of HTTP or HTTPS with a host, and without user,
+// query and fragment.
+func IsPlainURL(text string) bool {
+	u, err := url.Parse(text)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != "" &&
+		u.User == nil && u.RawQuery == "" && !u.ForceQuery && u.Fragment == ""
 }
 
 // lookupTimeout bounds how long a start waits for a name server.

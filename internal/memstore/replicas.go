@@ -2,10 +2,12 @@ package memstore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/coder/agentstatsd/agent"
 )
@@ -32,6 +34,47 @@ func (s *Store) RecordHeartbeat(ctx context.Context, me agent.Replica, takeover 
 		return nil, agent.Lease{}, err
 	}
 	return replicas, lease, nil
+}
+
+// savedStatus is what a replica said, and when.
+type savedStatus struct {
+	at   time.Time
+	text []byte
+}
+
+// ExchangeStatus is as in store.Store.
+func (s *Store) ExchangeStatus(ctx context.Context, self agent.ID, status []byte, most, mostBytes int) (others []agent.SavedStatus, stored bool, err error) {
+	status = bytes.Clone(status)
+	err = s.runEach(ctx, func() (transaction, func()) {
+		var found []agent.SavedStatus
+		var known bool
+		return transaction{doing: "exchange status", apply: func(t *tables, _ int64) error {
+			now := time.Now()
+			if _, known = t.replicas[self]; known {
+				t.statuses[self] = savedStatus{now, status}
+			}
+			found = nil
+			for id, s := range t.statuses {
+				if id == self {
+					continue
+				}
+				o := agent.SavedStatus{Replica: id, Age: now.Sub(s.at)}
+				if len(s.text) <= mostBytes {
+					o.Status = bytes.Clone(s.text)
+				}
+				found = append(found, o)
+			}
+			slices.SortFunc(found, func(a, b agent.SavedStatus) int {
+				return cmp.Or(cmp.Compare(a.Age, b.Age), bytes.Compare(a.Replica[:], b.Replica[:]))
+			})
+			found = found[:min(len(found), most)]
+			return nil
+		}}, func() { others, stored = found, known }
+	})
+	if err != nil {
+		return nil, false, err
+	}
+	return others, stored, nil
 }
 
 // Lease is as in store.Store.
@@ -67,6 +110,7 @@ func (s *Store) RemoveReplicas(ctx context.Context, ids []agent.ID) error {
 	return s.run(ctx, transaction{doing: "remove replicas", apply: func(t *tables, _ int64) error {
 		for _, id := range ids {
 			delete(t.replicas, id)
+			delete(t.statuses, id)
 			if t.lease.Holder == id {
 				t.lease.Holder = agent.ID{}
 			}

@@ -33,6 +33,7 @@ type tables struct {
 	lease    agent.Lease
 	reports  reportTables
 	tasks    map[string]task
+	statuses map[agent.ID]savedStatus
 }
 
 type agentRow struct {
@@ -87,6 +88,7 @@ func newTables() *tables {
 		lease:      agent.Lease{IntervalFactor: 1},
 		reports:    newReportTables(),
 		tasks:      make(map[string]task),
+		statuses:   make(map[agent.ID]savedStatus),
 	}
 }
 
@@ -94,6 +96,7 @@ func (t *tables) clone() *tables {
 	c := *t
 	c.agents = maps.Clone(t.agents)
 	c.tasks = maps.Clone(t.tasks)
+	c.statuses = maps.Clone(t.statuses)
 	c.workspaces = maps.Clone(t.workspaces)
 	c.removed = slices.Clone(t.removed)
 	c.named = slices.Clone(t.named)

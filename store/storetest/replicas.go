@@ -135,6 +135,45 @@ func testReplicas(t *testing.T, s Store) {
 	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Heartbeats: 2}, {ID: id(2), Name: "b", Heartbeats: 1}}, heartbeat(2, "b"))
 }
 
+// testStatuses: each replica reads what the others said last, and how long ago.
+func testStatuses(t *testing.T, s Store) {
+	exchange := func(n byte, status string, most int) (others []agent.SavedStatus) {
+		t.Helper()
+		others, stored, err := s.ExchangeStatus(t.Context(), id(n), []byte(status), most, 4)
+		require.NoError(t, err)
+		require.True(t, stored)
+		return others
+	}
+	_, stored, err := s.ExchangeStatus(t.Context(), id(1), []byte("a"), 9, 4)
+	require.NoError(t, err)
+	require.False(t, stored, "it has no row")
+	for n := byte(1); n <= 3; n++ {
+		_, _, err := s.RecordHeartbeat(t.Context(), agent.Replica{ID: id(n)}, -1)
+		require.NoError(t, err)
+	}
+	require.Empty(t, exchange(1, "a", 9), "nothing was stored before")
+	others := exchange(2, "bbbb", 9)
+	require.Len(t, others, 1)
+	require.Equal(t, agent.SavedStatus{Replica: id(1), Age: others[0].Age, Status: []byte("a")}, others[0])
+	require.GreaterOrEqual(t, others[0].Age, time.Duration(0))
+	require.Less(t, others[0].Age, time.Minute)
+	for age := others[0].Age; others[0].Age <= age; { // it grows
+		others = exchange(2, "bbbb", 9)
+	}
+	others = exchange(1, "ccccc", 9)
+	require.Len(t, others, 1)
+	require.Equal(t, "bbbb", string(others[0].Status))
+
+	others = exchange(3, "", 9)
+	require.Equal(t, []agent.ID{id(1), id(2)}, []agent.ID{others[0].Replica, others[1].Replica}, "the newest first")
+	require.Nil(t, others[0].Status, "too large")
+	require.Equal(t, "bbbb", string(others[1].Status))
+	require.Len(t, exchange(3, "", 1), 1)
+
+	require.NoError(t, s.RemoveReplicas(t.Context(), []agent.ID{id(1), id(2)}))
+	require.Empty(t, exchange(3, "d", 9), "they go with the replica")
+}
+
 func testLease(t *testing.T, s Store) {
 	heartbeat := func(n byte, takeover int64) agent.Lease {
 		_, lease, err := s.RecordHeartbeat(t.Context(), agent.Replica{ID: id(n)}, takeover)

@@ -39,6 +39,7 @@ type Store interface {
 	RemoveReplicas(ctx context.Context, ids []agent.ID) error
 	Lease(ctx context.Context) (agent.Lease, error)
 	SaveIntervalFactor(ctx context.Context, holder agent.ID, factor float64) error
+	ExchangeStatus(ctx context.Context, self agent.ID, status []byte, most, mostBytes int) (others []agent.SavedStatus, stored bool, err error)
 
 	SavePush(ctx context.Context, row agent.PushRow) error
 	FoldPushes(ctx context.Context, rows, removed []agent.PushRow) error
@@ -112,6 +113,7 @@ func Run(t *testing.T, open func(testing.TB, Options) Store) {
 	t.Run("Replicas", func(t *testing.T) { testReplicas(t, open(t, Options{})) })
 	t.Run("Lease", func(t *testing.T) { testLease(t, open(t, Options{})) })
 	t.Run("IntervalFactor", func(t *testing.T) { testIntervalFactor(t, open(t, Options{})) })
+	t.Run("Statuses", func(t *testing.T) { testStatuses(t, open(t, Options{})) })
 	t.Run("Tasks", func(t *testing.T) { testTasks(t, open(t, Options{})) })
 	t.Run("Builds", func(t *testing.T) { testBuilds(t, open(t, Options{})) })
 	t.Run("Reports", func(t *testing.T) { testReports(t, open(t, Options{})) })
