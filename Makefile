@@ -125,16 +125,17 @@ microbench: servers ## the benchmarks of each package
 # The database servers and the browser that tests start, from the distribution. Nothing is
 # done if they are there; with apt, no cluster and no daemon is started.
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
-servers: bin/debian bin/axe ## what tests start: PostgreSQL, PgBouncer and Chromium, installed; nginx, Caddy, Prometheus, axe-core
+servers: bin/debian bin/axe ## what tests start: PostgreSQL, PgBouncer, Chromium and what documents call, installed; nginx, Caddy, Prometheus, axe-core
 	@if PATH="$$PATH:/usr/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" && \
-		command -v initdb >/dev/null && command -v postgres >/dev/null && command -v pgbouncer >/dev/null && command -v chromium >/dev/null; then exit 0; fi; \
+		command -v initdb >/dev/null && command -v postgres >/dev/null && command -v pgbouncer >/dev/null && command -v chromium >/dev/null && \
+		command -v curl >/dev/null && command -v openssl >/dev/null && command -v jq >/dev/null; then exit 0; fi; \
 	set -ex; \
 	$(ROOT) mkdir -p /etc/postgresql-common; \
 	test -e /etc/postgresql-common/createcluster.conf || \
 		echo 'create_main_cluster = false' | $(ROOT) tee /etc/postgresql-common/createcluster.conf >/dev/null; \
 	$(ROOT) apt-get update; \
 	$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-		-o Dpkg::Options::=--force-confold postgresql pgbouncer chromium
+		-o Dpkg::Options::=--force-confold postgresql pgbouncer chromium curl openssl jq
 
 DEBIAN := nginx caddy prometheus
 

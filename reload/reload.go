@@ -112,19 +112,22 @@ func (r *Reloader) DryRun() Outcome { return r.reload(true) }
 func (r *Reloader) reload(dry bool) Outcome {
 	r.reloading.Lock()
 	defer r.reloading.Unlock()
-	o := Outcome{DryRun: dry, Files: []string{}}
+	none := Outcome{DryRun: dry, Changed: []optiontable.Difference{}, Files: []string{}, NeedRestart: []optiontable.Difference{}}
+	o := none // lists, in JSON too
 	log := r.log
 	if dry {
 		log = slog.New(slog.DiscardHandler)
 	}
 	change, err := r.prepare(log)
 	if err == nil && !dry {
-		o.Files, err = change.Apply()
+		files, applyErr := change.Apply()
+		o.Files, err = append(o.Files, files...), applyErr
 	}
 	if err != nil {
-		o = Outcome{DryRun: dry, Error: r.redact(err)}
+		o = none
+		o.Error = r.redact(err)
 	} else {
-		o.Changed, o.NeedRestart = change.Options, change.NeedRestart
+		o.Changed, o.NeedRestart = append(o.Changed, change.Options...), append(o.NeedRestart, change.NeedRestart...)
 	}
 	if dry {
 		return o
