@@ -105,7 +105,7 @@ func New(opts Options, reg prometheus.Registerer) (*Aggregator, error) {
 		descs:   newDescs(),
 		named:   make(map[nameKey][]*agentSeries),
 		owners:  make(map[string]*owner),
-		// One census of a million descriptors takes a second, and some 100 MB.
+		// A census of a million values of labels takes 0.6 s, and allocates 170 MB.
 		counting: make(chan struct{}, 1),
 	}
 	a.opts.Store(&opts)

@@ -53,12 +53,19 @@ func benchIdentity(n int) agent.Identity {
 // fleetOf returns an aggregator with that many series.
 func fleetOf(tb testing.TB, n int, opts Options) *Aggregator {
 	tb.Helper()
+	a := fleetWith(tb, n, opts)
+	require.EqualValues(tb, n, a.series.Load())
+	return a
+}
+
+// fleetWith returns an aggregator whose agents have that many series, beside groups.
+func fleetWith(tb testing.TB, n int, opts Options) *Aggregator {
+	tb.Helper()
 	a := newTest(tb, opts)
 	for i := range n / perAgent {
 		a.Open(benchID(i), benchIdentity(i), agent.Session{Epoch: 1})
 		require.Empty(tb, refusals(a.Report(benchID(i), 1, time.Now(), benchReport(i, 0))))
 	}
-	require.EqualValues(tb, n, a.series.Load())
 	return a
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/coder/agentstatsd/agent"
@@ -26,12 +27,6 @@ type FamilyWhatIf struct {
 	Before, After int
 }
 
-// groupOfSeries is a series of some agents. agents is the number of their labels.
-type groupOfSeries struct {
-	desc   *desc
-	agents int32
-}
-
 // WhatIf returns how many series a scrape would have if Options.GroupBy were groupBy, at most
 // limit families, at most cardinality.MaxCounts; 0: cardinality.DefaultCounts. States are the same before and after.
 //
@@ -40,7 +35,7 @@ type groupOfSeries struct {
 // would be refused then are not in After, as coderd pushes them. See ReserveFamilies.
 //
 // An error names a label that is not one of IdentityLabels. WhatIf takes as long as there are
-// series, and some 30 bytes for each. It blocks and ends like Cardinality.
+// series. It blocks and ends like Cardinality.
 func (a *Aggregator) WhatIf(ctx context.Context, groupBy []string, limit int) (*WhatIf, error) {
 	keep, err := Options{GroupBy: groupBy}.keptLabels()
 	if err == nil {
@@ -62,8 +57,11 @@ func (a *Aggregator) compareGroupings(ctx context.Context, keep identityLabels, 
 		return nil, err
 	}
 	defer done()
-	w := newGroupWalk(keep)
+	w := newRegrouping(keep)
 	if err := a.walkAgents(ctx, w.addAgent); err != nil {
+		return nil, err
+	}
+	if err := w.count(ctx); err != nil {
 		return nil, err
 	}
 	of := make(map[string]*FamilyWhatIf)
@@ -124,55 +122,39 @@ func (f *family) refusedBy(keep identityLabels) bool {
 	return keep&^labelTemplate == 0 && f.reserved.made
 }
 
-// groupWalk counts the series of agents, and the groups that they would be.
-type groupWalk struct {
+// regrouping counts the series of agents, and the groups that they would be. Agents of a
+// group are counted together, so that only one group's descs are in memory.
+type regrouping struct {
 	keep identityLabels
 	// series and after are by family.
 	series, after map[*family]int
 	// numbers has a number for each set of labels that series keep of an agent.
 	numbers map[agent.Identity]int32
-	groups  map[groupOfSeries]struct{}
-	// descs is scratch.
-	descs []*desc
+	agents  []regroupedAgent
 }
 
-func newGroupWalk(keep identityLabels) *groupWalk {
-	return &groupWalk{
-		keep: keep, series: make(map[*family]int), after: make(map[*family]int),
-		numbers: make(map[agent.Identity]int32), groups: make(map[groupOfSeries]struct{}),
+// regroupedAgent is an agent with the numbers of its labels, of families with
+// template_name and of those without.
+type regroupedAgent struct {
+	agent         *agentSeries
+	with, without int32
+}
+
+func newRegrouping(keep identityLabels) *regrouping {
+	return &regrouping{
+		keep: keep, series: make(map[*family]int), after: make(map[*family]int), numbers: make(map[agent.Identity]int32),
 	}
 }
 
-// addAgent adds the series of an agent that are served now.
-func (w *groupWalk) addAgent(as *agentSeries) {
-	w.descs = w.descs[:0]
+func (w *regrouping) addAgent(as *agentSeries) {
 	as.mu.Lock()
 	ident := as.ident
-	if as.served {
-		for s := range as.all() {
-			if !s.outdated() {
-				w.descs = append(w.descs, s.desc)
-			}
-		}
-	}
 	as.mu.Unlock()
-	with, without := w.number(ident, w.keep), w.number(ident, w.keep&^labelTemplate)
-	for _, d := range w.descs {
-		f := d.family
-		w.series[f]++
-		g := groupOfSeries{desc: d, agents: with}
-		if f.identity(w.keep) != w.keep {
-			g.agents = without
-		}
-		if _, made := w.groups[g]; !made {
-			w.groups[g] = struct{}{}
-			w.after[f]++
-		}
-	}
+	w.agents = append(w.agents, regroupedAgent{as, w.number(ident, w.keep), w.number(ident, w.keep&^labelTemplate)})
 }
 
 // number returns the number of the labels that are kept of an agent.
-func (w *groupWalk) number(ident agent.Identity, keep identityLabels) int32 {
+func (w *regrouping) number(ident agent.Identity, keep identityLabels) int32 {
 	var kept agent.Identity
 	if keep&labelAgent != 0 {
 		kept.AgentName = ident.AgentName
@@ -192,4 +174,70 @@ func (w *groupWalk) number(ident agent.Identity, keep identityLabels) int32 {
 		w.numbers[kept] = n
 	}
 	return n
+}
+
+// count counts the series that are served now.
+func (w *regrouping) count(ctx context.Context) error {
+	slices.SortFunc(w.agents, func(a, b regroupedAgent) int {
+		return cmp.Or(cmp.Compare(a.without, b.without), cmp.Compare(a.with, b.with))
+	})
+	var with, without descSet
+	var descs []*desc
+	for i, of := range w.agents {
+		if i == 0 || w.agents[i-1].without != of.without {
+			without.reset()
+		}
+		if i == 0 || w.agents[i-1].with != of.with {
+			with.reset()
+		}
+		descs = of.agent.appendServed(descs[:0])
+		for _, d := range descs {
+			w.series[d.family]++
+			group := &with
+			if d.family.identity(w.keep) != w.keep {
+				group = &without
+			}
+			if group.add(d) {
+				w.after[d.family]++
+			}
+		}
+		if i%walkStep == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// appendServed appends the descs of the agent's series that are served.
+func (as *agentSeries) appendServed(descs []*desc) []*desc {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	if !as.served {
+		return descs
+	}
+	for s := range as.all() {
+		if !s.outdated() {
+			descs = append(descs, s.desc)
+		}
+	}
+	return descs
+}
+
+// descSet are the descs of a group.
+type descSet map[*desc]struct{}
+
+// reset makes the set empty. A map that was large takes long to clear.
+func (s *descSet) reset() {
+	if *s == nil || len(*s) > walkStep {
+		*s = make(descSet)
+		return
+	}
+	clear(*s)
+}
+
+// add reports whether the desc is new in the set.
+func (s descSet) add(d *desc) bool {
+	n := len(s)
+	s[d] = struct{}{}
+	return len(s) > n
 }

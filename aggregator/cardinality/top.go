@@ -30,7 +30,6 @@ func (t *Top[V]) Add(v V) {
 func (t *Top[V]) cut() {
 	slices.SortFunc(t.kept, t.compare)
 	if len(t.kept) >= t.limit {
-		clear(t.kept[t.limit:])
 		t.kept, t.full = t.kept[:t.limit], true
 	}
 }
