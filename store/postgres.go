@@ -237,6 +237,7 @@ func openPostgres(ctx context.Context, opts Options, log *slog.Logger) (*Store, 
 		return nil, err
 	}
 	config.OnNotice = pgpool.Notices(log)
+	config.Tracer = pgpool.Tracer(log)
 	pool := pgpool.Open(config, opts.MaxConns)
 	s := &Store{
 		dialect: &postgresDialect, writer: pool.DB, reader: pool.DB, renew: pool.Renew,
