@@ -64,7 +64,7 @@ type Service struct {
 	metrics    *metrics
 	outage     *outage.Log // of the exchange of statuses
 	others     others
-	processors processors
+	history    history
 	bundles    sync.Mutex    // held while one is collected
 	costing    sync.Mutex    // held while costs are counted
 	describing chan struct{} // a semaphore of those who describe an agent
@@ -110,12 +110,14 @@ func New(server *grpcserver.Server, c Components, reg prometheus.Registerer, log
 	return s, nil
 }
 
-// Run tells the other replicas how this one is, until ctx ends. It returns nil. To be
-// called once.
+// Run remembers the last hour, and tells the other replicas how this one is, until ctx
+// ends. It returns nil. To be called once.
 func (s *Service) Run(ctx context.Context) error {
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	tasks.Go(func() { s.sample(ctx) })
 	if s.Statuses != nil {
 		s.exchangeStatuses(ctx)
 	}
-	<-ctx.Done()
 	return nil
 }

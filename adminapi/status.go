@@ -6,7 +6,6 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"sync"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -76,10 +75,12 @@ func (s *Service) status(now time.Time) *agentstatsv1.ReplicaStatus {
 		Series:           g.value("agentstatsd_series"),
 		ResidentBytes:    g.value("process_resident_memory_bytes"),
 		MemoryLimitBytes: g.memoryLimit(),
-		Cores:            s.processors.used(now, g.value("process_cpu_seconds_total")),
 		Durability:       g.durability(),
 		Refused:          g.refused(maxRefusedReasons),
 		ScrapedAt:        timestamp(g.value("agentstatsd_last_scrape_timestamp_seconds")),
+	}
+	if cores := s.history.cores(now, g.value(processorSeconds)); !math.IsNaN(cores) {
+		r.Cores = cores
 	}
 	if id := s.Identity.ID; id != (agent.ID{}) {
 		r.Id = id.String()
@@ -173,34 +174,4 @@ func timestamp(seconds float64) *timestamppb.Timestamp {
 	}
 	whole, part := math.Modf(seconds)
 	return timestamppb.New(time.Unix(int64(whole), int64(part*1e9)))
-}
-
-// processors knows how much time of processors was used at two moments before.
-type processors struct {
-	mu     sync.Mutex
-	before [2]processorTime // the older one first
-}
-
-// processorTime is how many seconds of processors were used until a moment.
-type processorTime struct {
-	at      time.Time
-	seconds float64
-}
-
-// processorWindow is the least time over which the use of processors is averaged.
-const processorWindow = 5 * time.Second
-
-// used returns how many cores were used since a moment that is at least processorWindow
-// before now; 0: none is known.
-func (p *processors) used(now time.Time, seconds float64) float64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if now.Sub(p.before[1].at) >= processorWindow {
-		p.before[0], p.before[1] = p.before[1], processorTime{now, seconds}
-	}
-	since := p.before[0]
-	if since.at.IsZero() || !now.After(since.at) {
-		return 0
-	}
-	return max(0, (seconds-since.seconds)/now.Sub(since.at).Seconds())
 }

@@ -155,7 +155,7 @@ type durability struct {
 }
 
 // durabilityCharts are those of the page, as far as there are such.
-var durabilityCharts = []string{"pending", "oldest_pending_seconds", "flush_seconds", "flush_errors_per_second", "refused_per_second", "received_per_second"}
+var durabilityCharts = []string{"pending", "oldest_pending_seconds", "flush_seconds", "flush_errors_per_second", "refused_per_second", "received_per_second", "flushed_per_second"}
 
 func (c *Console) durability(ctx context.Context, _ *http.Request, _ url.Values) (any, error) {
 	resp, err := c.api.GetStatus(ctx, &agentstatsv1.GetStatusRequest{})

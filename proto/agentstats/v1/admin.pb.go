@@ -153,7 +153,7 @@ type ReplicaStatus struct {
 	ResidentBytes float64 `protobuf:"fixed64,21,opt,name=resident_bytes,json=residentBytes,proto3" json:"resident_bytes,omitempty"`
 	// Bytes that GOMEMLIMIT allows; 0: it is not set.
 	MemoryLimitBytes float64 `protobuf:"fixed64,22,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`
-	// Cores that it used in the last seconds, as a mean; 0 if it was not asked before.
+	// Cores that it used in the last 1 to 15 s, as a mean; 0 in the first second.
 	Cores float64 `protobuf:"fixed64,23,opt,name=cores,proto3" json:"cores,omitempty"`
 	// Metadata: what came in and what became of it.
 	Durability *Durability `protobuf:"bytes,24,opt,name=durability,proto3" json:"durability,omitempty"`
@@ -1104,7 +1104,9 @@ func (x *GetHistoryResponse) GetCharts() []*Chart {
 // Chart is one value over time.
 type Chart struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name of it, a word of metrics: pending, flush_seconds, refused_per_second and so on.
+	// Name of it: pending, oldest_pending_seconds, flush_seconds, received_per_second,
+	// flushed_per_second, flush_errors_per_second, refused_per_second, series, connected,
+	// resident_bytes, cores, scrape_seconds. There may be more.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Unit: 1, seconds, bytes, per second.
 	Unit string `protobuf:"bytes,2,opt,name=unit,proto3" json:"unit,omitempty"`
