@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +47,17 @@ var scrapers = []attack{
 	{name: "many scrapes", run: func(ctx context.Context, at target) (int64, error) {
 		client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}, Timeout: 10 * time.Second}
 		return repeat(ctx, 64, func() error { return getAll(ctx, client, at.url("/metrics"), "", "") })
+	}},
+	{name: "many status pages", prepare: fill, run: func(ctx context.Context, at target) (int64, error) {
+		client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}, Timeout: 10 * time.Second}
+		pages := []string{
+			"/status", "/status/agents?page_size=1000", "/status/cardinality?by=agent&limit=10000", "/status/cardinality?cost=1&what_if_labels=username",
+			"/api/v1/status/replicas", "/status/config",
+		}
+		var n atomic.Int64
+		return repeat(ctx, 64, func() error {
+			return getAll(ctx, client, at.url(pages[n.Add(1)%int64(len(pages))]), "", "")
+		})
 	}},
 }
 
