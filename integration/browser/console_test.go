@@ -20,7 +20,7 @@ import (
 // pages are all pages of a large deployment, with few rows each.
 var pages = []string{
 	"/", "/status/agents?page_size=10", "/status/agents/" + uuid(53), "/status/cardinality?limit=10&cost=1&what_if_labels=username",
-	"/status/refusals", "/status/durability", "/status/pushes", "/status/config", "/status/replicas", "/status/none",
+	"/status/refusals", "/status/explain?selector=app_requests_total", "/status/durability", "/status/pushes", "/status/config", "/status/replicas", "/status/none",
 }
 
 // axe-core finds nothing on any page, in light and dark, wide and narrow, and none is wider
@@ -87,7 +87,7 @@ type counting struct {
 
 func (c *counting) GetStatus(ctx context.Context, req *agentstatsv1.GetStatusRequest) (*agentstatsv1.GetStatusResponse, error) {
 	resp, err := c.large.GetStatus(ctx, req)
-	resp.Replicas[0].Registered = float64(c.asked.Add(1))
+	resp.Replicas[1].Registered = float64(c.asked.Add(1))
 	return resp, err
 }
 
@@ -102,11 +102,11 @@ func TestRefresh(t *testing.T) {
 		Source: `{const after = window.setTimeout; window.setTimeout = (f, ms) => after(f, ms / 100);}`,
 	})
 	b.open("/status/replicas")
-	shown := func() string { return evaluate[string](b, `document.querySelector("#replica-0 .facts").textContent`) }
+	shown := func() string { return evaluate[string](b, `document.querySelector("#replica-1 .facts").textContent`) }
 	renewed := func() {
 		t.Helper()
 		before := shown()
-		run(b, chromedp.Poll[bool](fmt.Sprintf(`document.querySelector("#replica-0 .facts").textContent !== %q`, before)))
+		run(b, chromedp.Poll[bool](fmt.Sprintf(`document.querySelector("#replica-1 .facts").textContent !== %q`, before)))
 	}
 	renewed()
 	// Details that were opened stay open.

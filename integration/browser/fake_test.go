@@ -294,3 +294,14 @@ func (l *large) ListPushes(context.Context, *agentstatsv1.ListPushesRequest) (*a
 		{Replica: "bridge-0", Instance: "aa55aa55aa55aa55", Families: 12, Series: 240, PushedAt: ago(2 * time.Hour), Expired: true, PassThrough: true},
 	}}, nil
 }
+
+func (l *large) ExplainSeries(_ context.Context, req *agentstatsv1.ExplainSeriesRequest) (*agentstatsv1.ExplainSeriesResponse, error) {
+	return &agentstatsv1.ExplainSeriesResponse{
+		Conclusion: req.GetSelector() + " is not served: its agent was refused it 21 s ago, as it has more than 1,000 series.",
+		Findings: []*agentstatsv1.Finding{{
+			Cause: "refused", Text: "bruno/infra-053.main was refused it 21 s ago: series: want at most 1000 (--max-series-per-agent), got 1500",
+			Remedy: "Let the agent report fewer series, or raise --max-series-per-agent.", AgentId: uuid(53),
+		}},
+		Served: []string{`app_requests_total{username="bruno",workspace_name="infra-053",agent_name="main",template_name="kubernetes",path="/"} 12`}, ServedCount: 400,
+	}, nil
+}

@@ -26,6 +26,7 @@ func (c *Console) addAnswers() {
 	addAnswer(c, "cost", c.api.GetCost)
 	addAnswer(c, "refusals", c.api.ListRefusals)
 	addAnswer(c, "pushes", c.api.ListPushes)
+	addAnswer(c, "explain", c.api.ExplainSeries)
 	c.mux.HandleFunc("GET "+answersPath, func(w http.ResponseWriter, _ *http.Request) {
 		writeError(w, http.StatusNotFound, "there is no such answer: docs/status-api.md has all")
 	})

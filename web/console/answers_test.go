@@ -26,7 +26,7 @@ func TestAnswers(t *testing.T) {
 		h := consoleOf(t, newFake(), Options{})
 		for name, target := range map[string]string{
 			"build": "build", "replicas": "replicas", "config": "config", "history": "history", "agents": "agents", "agent": "agents/x",
-			"cardinality": "cardinality", "cost": "cost", "refusals": "refusals", "pushes": "pushes",
+			"cardinality": "cardinality", "cost": "cost", "refusals": "refusals", "pushes": "pushes", "explain": "explain?selector=x",
 		} {
 			w := get(t, h, http.MethodGet, "/api/v1/status/"+target)
 			require.Equal(t, http.StatusOK, w.Code, target)

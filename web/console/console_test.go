@@ -3,7 +3,9 @@ package console
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"regexp"
 	"strings"
@@ -23,7 +25,7 @@ import (
 var allPages = []string{
 	"/status", "/status/agents", "/status/agents?query=a&status=connected&page_size=50", "/status/agents/x", "/status/cardinality",
 	"/status/cardinality?by=owner&family=f", "/status/cardinality?cost=1", "/status/cardinality?cost=1&what_if_labels=username&what_if_labels=agent_name",
-	"/status/refusals", "/status/durability", "/status/pushes", "/status/config", "/status/config?show=changed", "/status/replicas", "/status/none",
+	"/status/refusals", "/status/explain", "/status/explain?selector=x", "/status/durability", "/status/pushes", "/status/config", "/status/config?show=changed", "/status/replicas", "/status/none",
 }
 
 // walk calls visit with all elements.
@@ -104,6 +106,8 @@ func TestPagesShow(t *testing.T) {
 			"/status/cardinality?cost=1":  {"grouped by username", "2 KiB", "2.1 KiB", "11"},
 			"/status/refusals":            {"too many agent series", "6a1c9e5e-0000-4000-8000-00000000000f", "Refused items by owner", "others 3", "unknown 1"},
 			"/status/durability":          {"one 100 10 50 20 5 15 yes", "two 3 s ago 3 0 0 0 0 0 no, by 3", "It did not say.", "Flush –", "20 ms"},
+			"/status/explain":             {"A selector is a name"},
+			"/status/explain?selector=x":  {"Conclusion It is hidden by", "Hidden by newer", "it expired", "its page", "Served now: 1 of 30"},
 			"/status/pushes":              {"fresh, passed through", "expired", "8 s ago"},
 			"/status/config":              {"1 of 2 options are set", "--prometheus-address", "restart", "--max-series"},
 			"/status/config?show=changed": {"Show all", "--prometheus-address"},
@@ -117,6 +121,7 @@ func TestPagesShow(t *testing.T) {
 			}
 		}
 		require.NotContains(t, get(t, h, http.MethodGet, "/status/config?show=changed").Body.String(), "max-series")
+		require.NotContains(t, get(t, h, http.MethodGet, "/status/explain").Body.String(), "api/v1", "nothing is asked yet")
 	})
 }
 
@@ -147,7 +152,7 @@ func TestPagesWithoutAnything(t *testing.T) {
 	h := consoleOf(t, &fake{
 		status: &agentstatsv1.GetStatusResponse{}, config: &agentstatsv1.GetConfigResponse{}, history: &agentstatsv1.GetHistoryResponse{},
 		agents: []*agentstatsv1.AgentSummary{}, agent: &agentstatsv1.DescribeAgentResponse{}, refusals: &agentstatsv1.ListRefusalsResponse{},
-		cardinality: &agentstatsv1.GetCardinalityResponse{}, cost: &agentstatsv1.GetCostResponse{}, pushes: &agentstatsv1.ListPushesResponse{},
+		cardinality: &agentstatsv1.GetCardinalityResponse{}, cost: &agentstatsv1.GetCostResponse{}, pushes: &agentstatsv1.ListPushesResponse{}, explanation: &agentstatsv1.ExplainSeriesResponse{},
 	}, Options{ShowMetadata: true})
 	for _, target := range allPages[:len(allPages)-1] {
 		require.Equal(t, http.StatusOK, get(t, h, http.MethodGet, target).Code, target)
@@ -198,13 +203,13 @@ func TestErrors(t *testing.T) {
 		f := newFake()
 		f.err = c.err
 		h := consoleOf(t, f, Options{})
-		for _, target := range []string{"/status", "/status/agents", "/status/agents/x", "/status/cardinality", "/status/refusals", "/status/durability", "/status/pushes", "/status/config", "/status/replicas"} {
+		for _, target := range []string{"/status", "/status/agents", "/status/agents/x", "/status/cardinality", "/status/refusals", "/status/explain?selector=x", "/status/durability", "/status/pushes", "/status/config", "/status/replicas"} {
 			w := get(t, h, http.MethodGet, target)
 			require.Equal(t, c.code, w.Code, target)
 			require.Equal(t, "text/html; charset=utf-8", w.Header().Get("Content-Type"))
 			require.Contains(t, w.Body.String(), c.text, target)
 		}
-		for _, target := range []string{"build", "replicas", "config", "history", "agents", "agents/x", "cardinality", "cost", "refusals", "pushes"} {
+		for _, target := range []string{"build", "replicas", "config", "history", "agents", "agents/x", "cardinality", "cost", "refusals", "pushes", "explain"} {
 			w := get(t, h, http.MethodGet, "/api/v1/status/"+target)
 			require.Equal(t, c.code, w.Code, target)
 			require.JSONEq(t, `{"status":"error","error":"`+c.text+`"}`, w.Body.String(), target)
@@ -247,6 +252,34 @@ func TestHeaders(t *testing.T) {
 		require.NotEmpty(t, w.Header().Get("Content-Type"))
 	}
 	require.Equal(t, "no-cache", get(t, h, http.MethodGet, "/status/static/style.css?v=old").Header().Get("Cache-Control"))
+}
+
+// All but what is served as it is asked by way of what bounds the work, HEAD as GET.
+func TestMountIsBounded(t *testing.T) {
+	c, err := New(newFake(), Options{}, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	mux := http.NewServeMux()
+	c.Mount(mux, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, r.Method, http.StatusServiceUnavailable)
+	}), http.NotFoundHandler())
+	for _, target := range append([]string{"/", "/api/v1/status/agents", "/api/v1/status/none"}, allPages...) {
+		for _, method := range []string{http.MethodGet, http.MethodHead} {
+			w := get(t, mux, method, target, "Accept", browserAccept)
+			require.Equal(t, http.StatusServiceUnavailable, w.Code, target)
+			require.Equal(t, "GET\n", w.Body.String())
+		}
+	}
+	require.Equal(t, http.StatusOK, get(t, mux, http.MethodGet, "/status/static/style.css").Code)
+}
+
+// What the listener's own configuration says of content holds, too.
+func TestContentSecurityPolicyIsAdded(t *testing.T) {
+	c, err := New(newFake(), Options{}, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	w := httptest.NewRecorder()
+	w.Header().Set("Content-Security-Policy", "sandbox")
+	c.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/status", http.NoBody))
+	require.Len(t, w.Header()["Content-Security-Policy"], 2)
 }
 
 // Links and forms of a page lead to / from wherever it is served, an agent with slashes in

@@ -3,6 +3,7 @@ package console
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"math"
 	"net/http"
 	"net/url"
@@ -173,6 +174,21 @@ func (*durability) Difference(d *agentstatsv1.Durability) float64 {
 func (c *Console) pushes(ctx context.Context, r *http.Request, query url.Values) (any, error) {
 	_, resp, err := ask(ctx, r, query, c.api.ListPushes)
 	return resp, err
+}
+
+// explain answers why a series is not as expected; nil if none is asked for.
+func (c *Console) explain(ctx context.Context, r *http.Request, query url.Values) (any, error) {
+	if query.Get("selector") == "" {
+		return nil, nil
+	}
+	_, resp, err := ask(ctx, r, query, c.api.ExplainSeries)
+	return resp, err
+}
+
+// Selector selects all series of the agent.
+func (a *agent) Selector() string {
+	s := a.GetSummary()
+	return fmt.Sprintf("{username=%q,workspace_name=%q,agent_name=%q}", s.GetOwner(), s.GetWorkspace(), s.GetName())
 }
 
 // config has the options in force.

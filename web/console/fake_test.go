@@ -36,6 +36,7 @@ type fake struct {
 	cardinality *agentstatsv1.GetCardinalityResponse
 	cost        *agentstatsv1.GetCostResponse
 	pushes      *agentstatsv1.ListPushesResponse
+	explanation *agentstatsv1.ExplainSeriesResponse
 	// err is the answer to all.
 	err error
 
@@ -108,6 +109,10 @@ func (f *fake) GetCost(_ context.Context, req *agentstatsv1.GetCostRequest) (*ag
 
 func (f *fake) ListPushes(_ context.Context, req *agentstatsv1.ListPushesRequest) (*agentstatsv1.ListPushesResponse, error) {
 	return reply(f, req, f.pushes, f.pushes != nil)
+}
+
+func (f *fake) ExplainSeries(_ context.Context, req *agentstatsv1.ExplainSeriesRequest) (*agentstatsv1.ExplainSeriesResponse, error) {
+	return reply(f, req, f.explanation, f.explanation != nil)
 }
 
 // newFake returns one that knows a bit of everything. All names that agents, users and
@@ -186,6 +191,10 @@ func newFake() *fake {
 		pushes: &agentstatsv1.ListPushesResponse{Pushers: []*agentstatsv1.Pusher{
 			{Replica: hostile, Instance: "ab", Families: 3, Series: 30, PushedAt: at(8 * time.Second), PassThrough: true}, {Replica: "old", PushedAt: at(time.Hour), Expired: true},
 		}},
+		explanation: &agentstatsv1.ExplainSeriesResponse{
+			Findings: []*agentstatsv1.Finding{{Cause: "hidden_by_newer", Text: "hidden " + hostile, Remedy: hostile, AgentId: "6a1c9e5e-0000-4000-8000-000000000001"}, {Cause: "expired", Text: "it expired"}},
+			Served:   []string{`x{a="` + hostile + `"} 1`}, ServedCount: 30, Conclusion: "It is hidden by " + hostile,
+		},
 	}
 }
 

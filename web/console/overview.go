@@ -131,10 +131,11 @@ func certificateName(c *agentstatsv1.Certificate) string {
 	return "the certificate of the listener " + c.GetListener()
 }
 
-// byShare returns the limits of which something is used, the fullest first.
+// byShare returns the limits of which something is used, the fullest first, without that of
+// pages: one of them is this one.
 func byShare(limits []*agentstatsv1.Limit) []*agentstatsv1.Limit {
 	used := slices.DeleteFunc(slices.Clone(limits), func(l *agentstatsv1.Limit) bool {
-		return math.IsNaN(share(l.Used, l.GetLimit()))
+		return l.GetName() == "concurrent_pages" || math.IsNaN(share(l.Used, l.GetLimit()))
 	})
 	slices.SortStableFunc(used, func(a, b *agentstatsv1.Limit) int {
 		return cmp.Compare(share(b.Used, b.GetLimit()), share(a.Used, a.GetLimit()))

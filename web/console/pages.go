@@ -29,6 +29,7 @@ var sections = []section{
 	{"agents", "Agents", "status/agents"},
 	{"cardinality", "Cardinality", "status/cardinality"},
 	{"refusals", "Refusals", "status/refusals"},
+	{"explain", "Explain", "status/explain"},
 	{"durability", "Durability", "status/durability"},
 	{"pushes", "Pushes", "status/pushes"},
 	{"config", "Configuration", "status/config"},
@@ -121,6 +122,7 @@ func (c *Console) addPages() {
 		{path: "/status/agents/{agent...}", template: "agent", section: "agents", title: "Agent", json: "agents", refresh: often, data: c.agent},
 		{path: "/status/cardinality", template: "cardinality", section: "cardinality", title: "Cardinality", json: "cardinality", data: c.cardinality},
 		{path: "/status/refusals", template: "refusals", section: "refusals", title: "Refusals", json: "refusals", refresh: seldom, data: c.refusals},
+		{path: "/status/explain", template: "explain", section: "explain", title: "Explain", json: "explain", refresh: seldom, data: c.explain},
 		{path: "/status/durability", template: "durability", section: "durability", title: "Durability", json: "history", refresh: often, data: c.durability},
 		{path: "/status/pushes", template: "pushes", section: "pushes", title: "Pushes", json: "pushes", refresh: seldom, data: c.pushes},
 		{path: "/status/config", template: "config", section: "config", title: "Configuration", json: "config", data: c.config},
@@ -150,7 +152,9 @@ func (c *Console) addPage(p page) {
 		if titled, ok := data.(interface{ title() string }); ok {
 			v.Title = titled.title()
 		}
-		v.JSON = jsonPath(v.Root, p.json, r, query)
+		if data != nil {
+			v.JSON = jsonPath(v.Root, p.json, r, query)
+		}
 		c.show(w, r, p.template, http.StatusOK, v)
 	})
 }
@@ -179,6 +183,7 @@ var answerParameters = map[string][]string{
 	"agents":      {"query", "owner", "template", "status", "page_size", "page_token"},
 	"cardinality": {"by", "label", "family", "limit"},
 	"refusals":    {"limit"},
+	"explain":     {"selector"},
 }
 
 func (c *Console) view(r *http.Request, section, title string) *view {
