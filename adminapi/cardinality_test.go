@@ -59,8 +59,8 @@ func TestGetCardinality(t *testing.T) {
 	require.Equal(t, 2.0, get(&pb.GetCardinalityRequest{}).GetAgents())
 
 	for want, req := range map[string]*pb.GetCardinalityRequest{
-		"by: ":                            {By: "x"},
-		"limit: want 0 to 1000, got 1001": {Limit: 1001},
+		"by: ":                              {By: "x"},
+		"limit: want 0 to 10000, got 10001": {Limit: 10001},
 		`label: want one with by=value only, got`: {By: "family", Label: "path"},
 	} {
 		_, err := admin.GetCardinality(s.AsCoderd(), req)

@@ -383,18 +383,18 @@ func TestGrowth(t *testing.T) {
 func TestCardinalityRefuses(t *testing.T) {
 	a := newTest(t, Options{})
 	for want, q := range map[string]cardinality.Query{
-		"limit: want 0 to 1000, got 1001":            {Limit: 1001},
-		"limit: want 0 to 1000, got -1":              {Limit: -1},
+		"limit: want 0 to 10000, got 10001":          {Limit: 10001},
+		"limit: want 0 to 10000, got -1":             {Limit: -1},
 		"dimension: want one of family, label, ":     {By: 7},
 		`label: want none by family, got "username"`: {Label: "username"},
 	} {
 		_, err := a.Cardinality(t.Context(), q)
 		require.ErrorContains(t, err, want)
 	}
-	_, err := a.Footprint(t.Context(), 1001)
-	require.ErrorContains(t, err, "footprint: limit: want 0 to 1000, got 1001")
+	_, err := a.Footprint(t.Context(), 10001)
+	require.ErrorContains(t, err, "footprint: limit: want 0 to 10000, got 10001")
 	_, err = a.WhatIf(t.Context(), nil, -1)
-	require.ErrorContains(t, err, "what if: limit: want 0 to 1000, got -1")
+	require.ErrorContains(t, err, "what if: limit: want 0 to 10000, got -1")
 	for _, d := range cardinality.AllDimensions() {
 		got, err := cardinality.ParseDimension(d.String())
 		require.NoError(t, err)

@@ -11,7 +11,7 @@ import (
 // SampleInterval is the time between two samples of a History.
 const SampleInterval = time.Minute
 
-// History has the MaxCounts largest names of each dimension, as of the last two samples. It
+// History has the MaxGrowing largest names of each dimension, as of the last two samples. It
 // takes some 150 bytes a name and 2 MB in all. If names are as long as labels may be, it
 // takes 16 MB. Its methods may be called concurrently. The zero value is ready.
 type History struct {
@@ -50,7 +50,7 @@ func (h *History) Add(at time.Time, c *Census) {
 	s := sample{at: at}
 	for d := range dimensions {
 		var r Result
-		c.Rank(d, MaxCounts, &r)
+		c.Rank(d, MaxGrowing, &r)
 		names := sampledNames{series: make(map[sampledName]int, len(r.Counts)), all: r.Names == len(r.Counts)}
 		for i := range r.Counts {
 			name := r.Counts[i].sampled()

@@ -24,10 +24,10 @@ func TestGrowthOfTheLargest(t *testing.T) {
 		h.Compare(now, ByFamily, &r)
 		return r.Counts[0]
 	}
-	sampleOf(start, MaxCounts)
+	sampleOf(start, MaxGrowing)
 	require.Equal(t, 5000.0, compare(start.Add(time.Minute), "new").Growth, "there was none")
-	sampleOf(start.Add(time.Minute), MaxCounts+1)
+	sampleOf(start.Add(time.Minute), MaxGrowing+1)
 	require.Equal(t, 4000.0, compare(start.Add(2*time.Minute), "1").Growth, "there were 1,000")
 	require.False(t, compare(start.Add(2*time.Minute), "new").GrowthKnown)
-	require.False(t, compare(start.Add(2*time.Minute), fmt.Sprint(MaxCounts)).GrowthKnown)
+	require.False(t, compare(start.Add(2*time.Minute), fmt.Sprint(MaxGrowing)).GrowthKnown)
 }

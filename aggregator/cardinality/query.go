@@ -66,9 +66,11 @@ func (d Dimension) String() string {
 }
 
 const (
-	// MaxCounts is the largest limit of a Query, and the number of names of each
-	// dimension whose growth is known.
-	MaxCounts = 1_000
+	// MaxCounts is the largest limit of a Query: who adds up the counts of replicas asks
+	// for many.
+	MaxCounts = 10_000
+	// MaxGrowing is the number of names of each dimension whose growth is known.
+	MaxGrowing = 1_000
 	// DefaultCounts is its limit if it has none.
 	DefaultCounts = 100
 )
@@ -149,7 +151,7 @@ type Count struct {
 	// Values is the number of different values of a label, by ByLabel only.
 	Values int
 	// Growth is how many series more there are a minute. It is known if the query has no
-	// family, and the name was among the MaxCounts largest before, or there were no more.
+	// family, and the name was among the MaxGrowing largest before, or there were no more.
 	Growth      float64
 	GrowthKnown bool
 }

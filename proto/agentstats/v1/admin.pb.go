@@ -2390,7 +2390,7 @@ type GetCardinalityRequest struct {
 	Label string `protobuf:"bytes,2,opt,name=label,proto3" json:"label,omitempty"`
 	// Only series of this family; empty: of all.
 	Family string `protobuf:"bytes,3,opt,name=family,proto3" json:"family,omitempty"`
-	// Rows at most, 1 to 1,000; 0 means 100.
+	// Rows at most, 1 to 10,000; 0 means 100.
 	Limit         int32 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
