@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -68,6 +69,7 @@ type Service struct {
 	bundles    sync.Mutex    // held while one is collected
 	costing    sync.Mutex    // held while costs are counted
 	describing chan struct{} // a semaphore of those who describe an agent
+	tops       atomic.Int32  // streams of TopAgents
 }
 
 // New returns a Service that the server serves: it is registered with it. Its metrics are
@@ -104,6 +106,7 @@ func New(server *grpcserver.Server, c Components, reg prometheus.Registerer, log
 			agentstatsv1.AdminService_ListPushes_FullMethodName,
 			agentstatsv1.AdminService_ExplainSeries_FullMethodName,
 			agentstatsv1.AdminService_WatchAgent_FullMethodName,
+			agentstatsv1.AdminService_TopAgents_FullMethodName,
 			agentstatsv1.AdminService_CollectBundle_FullMethodName,
 		},
 	})

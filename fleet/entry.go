@@ -48,6 +48,7 @@ type entry struct {
 	sessions     sessions
 	metadataKeys []string      // request.go: sorted; of an agent whose template declares none
 	budget       budget.Budget // limits.go
+	traffic      Traffic       // traffic.go
 	state        state
 	presence     presence // presence.go: as last published
 }

@@ -62,6 +62,8 @@ func (s *Session) Charge(now time.Time, bytes int) (wait, retry time.Duration, r
 	f, e := s.fleet, s.entry
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.traffic.Messages++
+	e.traffic.Bytes += int64(bytes)
 	if retry := e.budget.PenaltyLeft(now); retry > 0 {
 		return 0, retry, true // counted when the penalty began
 	}

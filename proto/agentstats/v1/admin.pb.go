@@ -3362,6 +3362,307 @@ func (x *WatchAgentResponse) GetMissed() float64 {
 	return 0
 }
 
+// TopAgentsRequest asks for TopAgents.
+type TopAgentsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What they are ordered by: series, messages, bytes, refused; empty means series.
+	By string `protobuf:"bytes,1,opt,name=by,proto3" json:"by,omitempty"`
+	// Agents at most, 1 to 1,000; 0 means 100.
+	Limit int32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Time between two answers, 1 s to 1 min; absent means 2 s.
+	Interval      *durationpb.Duration `protobuf:"bytes,3,opt,name=interval,proto3" json:"interval,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopAgentsRequest) Reset() {
+	*x = TopAgentsRequest{}
+	mi := &file_agentstats_v1_admin_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopAgentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopAgentsRequest) ProtoMessage() {}
+
+func (x *TopAgentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_admin_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopAgentsRequest.ProtoReflect.Descriptor instead.
+func (*TopAgentsRequest) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_admin_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *TopAgentsRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *TopAgentsRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *TopAgentsRequest) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+// TopAgentsResponse answers TopAgents, of one interval.
+type TopAgentsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it ended.
+	At *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	// Agents that sent something in it.
+	Sending float64 `protobuf:"fixed64,2,opt,name=sending,proto3" json:"sending,omitempty"`
+	// What all agents together sent, or were refused, a second.
+	All *AgentRates `protobuf:"bytes,3,opt,name=all,proto3" json:"all,omitempty"`
+	// Those that use the most, the first one most of all.
+	Agents        []*TopAgent `protobuf:"bytes,4,rep,name=agents,proto3" json:"agents,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopAgentsResponse) Reset() {
+	*x = TopAgentsResponse{}
+	mi := &file_agentstats_v1_admin_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopAgentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopAgentsResponse) ProtoMessage() {}
+
+func (x *TopAgentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_admin_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopAgentsResponse.ProtoReflect.Descriptor instead.
+func (*TopAgentsResponse) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_admin_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *TopAgentsResponse) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *TopAgentsResponse) GetSending() float64 {
+	if x != nil {
+		return x.Sending
+	}
+	return 0
+}
+
+func (x *TopAgentsResponse) GetAll() *AgentRates {
+	if x != nil {
+		return x.All
+	}
+	return nil
+}
+
+func (x *TopAgentsResponse) GetAgents() []*TopAgent {
+	if x != nil {
+		return x.Agents
+	}
+	return nil
+}
+
+// AgentRates is what agents sent to the replica, and were refused by it, a second.
+type AgentRates struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Messages.
+	Messages float64 `protobuf:"fixed64,1,opt,name=messages,proto3" json:"messages,omitempty"`
+	// Bytes of these.
+	Bytes float64 `protobuf:"fixed64,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Items that were refused.
+	Refused       float64 `protobuf:"fixed64,3,opt,name=refused,proto3" json:"refused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AgentRates) Reset() {
+	*x = AgentRates{}
+	mi := &file_agentstats_v1_admin_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AgentRates) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AgentRates) ProtoMessage() {}
+
+func (x *AgentRates) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_admin_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AgentRates.ProtoReflect.Descriptor instead.
+func (*AgentRates) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_admin_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *AgentRates) GetMessages() float64 {
+	if x != nil {
+		return x.Messages
+	}
+	return 0
+}
+
+func (x *AgentRates) GetBytes() float64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *AgentRates) GetRefused() float64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+// TopAgent is what one agent uses.
+type TopAgent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// UUID.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Name of it.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Name of its workspace.
+	Workspace string `protobuf:"bytes,3,opt,name=workspace,proto3" json:"workspace,omitempty"`
+	// Username of the owner.
+	Owner string `protobuf:"bytes,4,opt,name=owner,proto3" json:"owner,omitempty"`
+	// Name of the template.
+	Template string `protobuf:"bytes,5,opt,name=template,proto3" json:"template,omitempty"`
+	// Series in memory.
+	Series float64 `protobuf:"fixed64,6,opt,name=series,proto3" json:"series,omitempty"`
+	// What it sent, and was refused.
+	Rates         *AgentRates `protobuf:"bytes,7,opt,name=rates,proto3" json:"rates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopAgent) Reset() {
+	*x = TopAgent{}
+	mi := &file_agentstats_v1_admin_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopAgent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopAgent) ProtoMessage() {}
+
+func (x *TopAgent) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_admin_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopAgent.ProtoReflect.Descriptor instead.
+func (*TopAgent) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_admin_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *TopAgent) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *TopAgent) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TopAgent) GetWorkspace() string {
+	if x != nil {
+		return x.Workspace
+	}
+	return ""
+}
+
+func (x *TopAgent) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *TopAgent) GetTemplate() string {
+	if x != nil {
+		return x.Template
+	}
+	return ""
+}
+
+func (x *TopAgent) GetSeries() float64 {
+	if x != nil {
+		return x.Series
+	}
+	return 0
+}
+
+func (x *TopAgent) GetRates() *AgentRates {
+	if x != nil {
+		return x.Rates
+	}
+	return nil
+}
+
 // SetDrainingRequest asks for SetDraining.
 type SetDrainingRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3373,7 +3674,7 @@ type SetDrainingRequest struct {
 
 func (x *SetDrainingRequest) Reset() {
 	*x = SetDrainingRequest{}
-	mi := &file_agentstats_v1_admin_proto_msgTypes[44]
+	mi := &file_agentstats_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3385,7 +3686,7 @@ func (x *SetDrainingRequest) String() string {
 func (*SetDrainingRequest) ProtoMessage() {}
 
 func (x *SetDrainingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_admin_proto_msgTypes[44]
+	mi := &file_agentstats_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3398,7 +3699,7 @@ func (x *SetDrainingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetDrainingRequest.ProtoReflect.Descriptor instead.
 func (*SetDrainingRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_agentstats_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SetDrainingRequest) GetDraining() bool {
@@ -3419,7 +3720,7 @@ type SetDrainingResponse struct {
 
 func (x *SetDrainingResponse) Reset() {
 	*x = SetDrainingResponse{}
-	mi := &file_agentstats_v1_admin_proto_msgTypes[45]
+	mi := &file_agentstats_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3431,7 +3732,7 @@ func (x *SetDrainingResponse) String() string {
 func (*SetDrainingResponse) ProtoMessage() {}
 
 func (x *SetDrainingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_admin_proto_msgTypes[45]
+	mi := &file_agentstats_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3444,7 +3745,7 @@ func (x *SetDrainingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetDrainingResponse.ProtoReflect.Descriptor instead.
 func (*SetDrainingResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_agentstats_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *SetDrainingResponse) GetStreams() float64 {
@@ -3465,7 +3766,7 @@ type CollectBundleRequest struct {
 
 func (x *CollectBundleRequest) Reset() {
 	*x = CollectBundleRequest{}
-	mi := &file_agentstats_v1_admin_proto_msgTypes[46]
+	mi := &file_agentstats_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3477,7 +3778,7 @@ func (x *CollectBundleRequest) String() string {
 func (*CollectBundleRequest) ProtoMessage() {}
 
 func (x *CollectBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_admin_proto_msgTypes[46]
+	mi := &file_agentstats_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3490,7 +3791,7 @@ func (x *CollectBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectBundleRequest.ProtoReflect.Descriptor instead.
 func (*CollectBundleRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_agentstats_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *CollectBundleRequest) GetCpuProfile() *durationpb.Duration {
@@ -3513,7 +3814,7 @@ type CollectBundleResponse struct {
 
 func (x *CollectBundleResponse) Reset() {
 	*x = CollectBundleResponse{}
-	mi := &file_agentstats_v1_admin_proto_msgTypes[47]
+	mi := &file_agentstats_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3525,7 +3826,7 @@ func (x *CollectBundleResponse) String() string {
 func (*CollectBundleResponse) ProtoMessage() {}
 
 func (x *CollectBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_admin_proto_msgTypes[47]
+	mi := &file_agentstats_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3538,7 +3839,7 @@ func (x *CollectBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectBundleResponse.ProtoReflect.Descriptor instead.
 func (*CollectBundleResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_admin_proto_rawDescGZIP(), []int{47}
+	return file_agentstats_v1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CollectBundleResponse) GetName() string {
@@ -3818,7 +4119,29 @@ const file_agentstats_v1_admin_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1a\n" +
 	"\bsequence\x18\x03 \x01(\x01R\bsequence\x12\x12\n" +
 	"\x04text\x18\x04 \x01(\tR\x04text\x12\x16\n" +
-	"\x06missed\x18\x05 \x01(\x01R\x06missed\"0\n" +
+	"\x06missed\x18\x05 \x01(\x01R\x06missed\"o\n" +
+	"\x10TopAgentsRequest\x12\x0e\n" +
+	"\x02by\x18\x01 \x01(\tR\x02by\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\x05R\x05limit\x125\n" +
+	"\binterval\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\binterval\"\xb7\x01\n" +
+	"\x11TopAgentsResponse\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x18\n" +
+	"\asending\x18\x02 \x01(\x01R\asending\x12+\n" +
+	"\x03all\x18\x03 \x01(\v2\x19.agentstats.v1.AgentRatesR\x03all\x12/\n" +
+	"\x06agents\x18\x04 \x03(\v2\x17.agentstats.v1.TopAgentR\x06agents\"X\n" +
+	"\n" +
+	"AgentRates\x12\x1a\n" +
+	"\bmessages\x18\x01 \x01(\x01R\bmessages\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x01R\x05bytes\x12\x18\n" +
+	"\arefused\x18\x03 \x01(\x01R\arefused\"\xc7\x01\n" +
+	"\bTopAgent\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
+	"\tworkspace\x18\x03 \x01(\tR\tworkspace\x12\x14\n" +
+	"\x05owner\x18\x04 \x01(\tR\x05owner\x12\x1a\n" +
+	"\btemplate\x18\x05 \x01(\tR\btemplate\x12\x16\n" +
+	"\x06series\x18\x06 \x01(\x01R\x06series\x12/\n" +
+	"\x05rates\x18\a \x01(\v2\x19.agentstats.v1.AgentRatesR\x05rates\"0\n" +
 	"\x12SetDrainingRequest\x12\x1a\n" +
 	"\bdraining\x18\x01 \x01(\bR\bdraining\"/\n" +
 	"\x13SetDrainingResponse\x12\x18\n" +
@@ -3828,7 +4151,7 @@ const file_agentstats_v1_admin_proto_rawDesc = "" +
 	"cpuProfile\"?\n" +
 	"\x15CollectBundleResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data2\xf0\b\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data2\xc2\t\n" +
 	"\fAdminService\x12N\n" +
 	"\tGetStatus\x12\x1f.agentstats.v1.GetStatusRequest\x1a .agentstats.v1.GetStatusResponse\x12N\n" +
 	"\tGetConfig\x12\x1f.agentstats.v1.GetConfigRequest\x1a .agentstats.v1.GetConfigResponse\x12Q\n" +
@@ -3843,7 +4166,8 @@ const file_agentstats_v1_admin_proto_rawDesc = "" +
 	"ListPushes\x12 .agentstats.v1.ListPushesRequest\x1a!.agentstats.v1.ListPushesResponse\x12Z\n" +
 	"\rExplainSeries\x12#.agentstats.v1.ExplainSeriesRequest\x1a$.agentstats.v1.ExplainSeriesResponse\x12S\n" +
 	"\n" +
-	"WatchAgent\x12 .agentstats.v1.WatchAgentRequest\x1a!.agentstats.v1.WatchAgentResponse0\x01\x12T\n" +
+	"WatchAgent\x12 .agentstats.v1.WatchAgentRequest\x1a!.agentstats.v1.WatchAgentResponse0\x01\x12P\n" +
+	"\tTopAgents\x12\x1f.agentstats.v1.TopAgentsRequest\x1a .agentstats.v1.TopAgentsResponse0\x01\x12T\n" +
 	"\vSetDraining\x12!.agentstats.v1.SetDrainingRequest\x1a\".agentstats.v1.SetDrainingResponse\x12\\\n" +
 	"\rCollectBundle\x12#.agentstats.v1.CollectBundleRequest\x1a$.agentstats.v1.CollectBundleResponse0\x01B?Z=github.com/coder/agentstatsd/proto/agentstats/v1;agentstatsv1b\x06proto3"
 
@@ -3859,7 +4183,7 @@ func file_agentstats_v1_admin_proto_rawDescGZIP() []byte {
 	return file_agentstats_v1_admin_proto_rawDescData
 }
 
-var file_agentstats_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_agentstats_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_agentstats_v1_admin_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),       // 0: agentstats.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),      // 1: agentstats.v1.GetStatusResponse
@@ -3905,88 +4229,99 @@ var file_agentstats_v1_admin_proto_goTypes = []any{
 	(*Finding)(nil),                // 41: agentstats.v1.Finding
 	(*WatchAgentRequest)(nil),      // 42: agentstats.v1.WatchAgentRequest
 	(*WatchAgentResponse)(nil),     // 43: agentstats.v1.WatchAgentResponse
-	(*SetDrainingRequest)(nil),     // 44: agentstats.v1.SetDrainingRequest
-	(*SetDrainingResponse)(nil),    // 45: agentstats.v1.SetDrainingResponse
-	(*CollectBundleRequest)(nil),   // 46: agentstats.v1.CollectBundleRequest
-	(*CollectBundleResponse)(nil),  // 47: agentstats.v1.CollectBundleResponse
-	(*timestamppb.Timestamp)(nil),  // 48: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 49: google.protobuf.Duration
+	(*TopAgentsRequest)(nil),       // 44: agentstats.v1.TopAgentsRequest
+	(*TopAgentsResponse)(nil),      // 45: agentstats.v1.TopAgentsResponse
+	(*AgentRates)(nil),             // 46: agentstats.v1.AgentRates
+	(*TopAgent)(nil),               // 47: agentstats.v1.TopAgent
+	(*SetDrainingRequest)(nil),     // 48: agentstats.v1.SetDrainingRequest
+	(*SetDrainingResponse)(nil),    // 49: agentstats.v1.SetDrainingResponse
+	(*CollectBundleRequest)(nil),   // 50: agentstats.v1.CollectBundleRequest
+	(*CollectBundleResponse)(nil),  // 51: agentstats.v1.CollectBundleResponse
+	(*timestamppb.Timestamp)(nil),  // 52: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 53: google.protobuf.Duration
 }
 var file_agentstats_v1_admin_proto_depIdxs = []int32{
 	2,  // 0: agentstats.v1.GetStatusResponse.replicas:type_name -> agentstats.v1.ReplicaStatus
-	48, // 1: agentstats.v1.ReplicaStatus.started_at:type_name -> google.protobuf.Timestamp
+	52, // 1: agentstats.v1.ReplicaStatus.started_at:type_name -> google.protobuf.Timestamp
 	3,  // 2: agentstats.v1.ReplicaStatus.components:type_name -> agentstats.v1.Component
 	4,  // 3: agentstats.v1.ReplicaStatus.places:type_name -> agentstats.v1.Place
 	5,  // 4: agentstats.v1.ReplicaStatus.limits:type_name -> agentstats.v1.Limit
 	6,  // 5: agentstats.v1.ReplicaStatus.certificates:type_name -> agentstats.v1.Certificate
 	7,  // 6: agentstats.v1.ReplicaStatus.durability:type_name -> agentstats.v1.Durability
 	8,  // 7: agentstats.v1.ReplicaStatus.refused:type_name -> agentstats.v1.NamedCount
-	48, // 8: agentstats.v1.ReplicaStatus.scraped_at:type_name -> google.protobuf.Timestamp
+	52, // 8: agentstats.v1.ReplicaStatus.scraped_at:type_name -> google.protobuf.Timestamp
 	31, // 9: agentstats.v1.ReplicaStatus.cardinality:type_name -> agentstats.v1.CardinalityGroup
-	48, // 10: agentstats.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
+	52, // 10: agentstats.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
 	11, // 11: agentstats.v1.GetConfigResponse.options:type_name -> agentstats.v1.Option
-	48, // 12: agentstats.v1.GetHistoryResponse.end:type_name -> google.protobuf.Timestamp
-	49, // 13: agentstats.v1.GetHistoryResponse.step:type_name -> google.protobuf.Duration
+	52, // 12: agentstats.v1.GetHistoryResponse.end:type_name -> google.protobuf.Timestamp
+	53, // 13: agentstats.v1.GetHistoryResponse.step:type_name -> google.protobuf.Duration
 	14, // 14: agentstats.v1.GetHistoryResponse.charts:type_name -> agentstats.v1.Chart
 	17, // 15: agentstats.v1.SearchAgentsResponse.agents:type_name -> agentstats.v1.AgentSummary
-	48, // 16: agentstats.v1.AgentSummary.last_seen_at:type_name -> google.protobuf.Timestamp
+	52, // 16: agentstats.v1.AgentSummary.last_seen_at:type_name -> google.protobuf.Timestamp
 	17, // 17: agentstats.v1.DescribeAgentResponse.summary:type_name -> agentstats.v1.AgentSummary
-	48, // 18: agentstats.v1.DescribeAgentResponse.created_at:type_name -> google.protobuf.Timestamp
+	52, // 18: agentstats.v1.DescribeAgentResponse.created_at:type_name -> google.protobuf.Timestamp
 	20, // 19: agentstats.v1.DescribeAgentResponse.session:type_name -> agentstats.v1.AgentSession
 	20, // 20: agentstats.v1.DescribeAgentResponse.last_sessions:type_name -> agentstats.v1.AgentSession
 	21, // 21: agentstats.v1.DescribeAgentResponse.apps:type_name -> agentstats.v1.AgentApp
 	22, // 22: agentstats.v1.DescribeAgentResponse.metadata:type_name -> agentstats.v1.AgentMetadataEntry
 	8,  // 23: agentstats.v1.DescribeAgentResponse.series:type_name -> agentstats.v1.NamedCount
 	23, // 24: agentstats.v1.DescribeAgentResponse.refused:type_name -> agentstats.v1.Refused
-	48, // 25: agentstats.v1.AgentSession.opened_at:type_name -> google.protobuf.Timestamp
-	48, // 26: agentstats.v1.AgentSession.ended_at:type_name -> google.protobuf.Timestamp
-	48, // 27: agentstats.v1.AgentMetadataEntry.collected_at:type_name -> google.protobuf.Timestamp
-	48, // 28: agentstats.v1.Refused.at:type_name -> google.protobuf.Timestamp
+	52, // 25: agentstats.v1.AgentSession.opened_at:type_name -> google.protobuf.Timestamp
+	52, // 26: agentstats.v1.AgentSession.ended_at:type_name -> google.protobuf.Timestamp
+	52, // 27: agentstats.v1.AgentMetadataEntry.collected_at:type_name -> google.protobuf.Timestamp
+	52, // 28: agentstats.v1.Refused.at:type_name -> google.protobuf.Timestamp
 	26, // 29: agentstats.v1.ListRefusalsResponse.agents:type_name -> agentstats.v1.RefusedAgent
 	27, // 30: agentstats.v1.ListRefusalsResponse.sums:type_name -> agentstats.v1.RefusalSums
 	23, // 31: agentstats.v1.RefusedAgent.refused:type_name -> agentstats.v1.Refused
 	28, // 32: agentstats.v1.RefusalSums.sums:type_name -> agentstats.v1.RefusalSum
-	48, // 33: agentstats.v1.RefusalSum.last_at:type_name -> google.protobuf.Timestamp
+	52, // 33: agentstats.v1.RefusalSum.last_at:type_name -> google.protobuf.Timestamp
 	8,  // 34: agentstats.v1.RefusalSum.reasons:type_name -> agentstats.v1.NamedCount
 	31, // 35: agentstats.v1.GetCardinalityResponse.group:type_name -> agentstats.v1.CardinalityGroup
 	32, // 36: agentstats.v1.CardinalityGroup.rows:type_name -> agentstats.v1.CardinalityRow
 	35, // 37: agentstats.v1.GetCostResponse.families:type_name -> agentstats.v1.FamilyCost
 	38, // 38: agentstats.v1.ListPushesResponse.pushers:type_name -> agentstats.v1.Pusher
-	48, // 39: agentstats.v1.Pusher.pushed_at:type_name -> google.protobuf.Timestamp
+	52, // 39: agentstats.v1.Pusher.pushed_at:type_name -> google.protobuf.Timestamp
 	41, // 40: agentstats.v1.ExplainSeriesResponse.findings:type_name -> agentstats.v1.Finding
-	48, // 41: agentstats.v1.WatchAgentResponse.at:type_name -> google.protobuf.Timestamp
-	49, // 42: agentstats.v1.CollectBundleRequest.cpu_profile:type_name -> google.protobuf.Duration
-	0,  // 43: agentstats.v1.AdminService.GetStatus:input_type -> agentstats.v1.GetStatusRequest
-	9,  // 44: agentstats.v1.AdminService.GetConfig:input_type -> agentstats.v1.GetConfigRequest
-	12, // 45: agentstats.v1.AdminService.GetHistory:input_type -> agentstats.v1.GetHistoryRequest
-	15, // 46: agentstats.v1.AdminService.SearchAgents:input_type -> agentstats.v1.SearchAgentsRequest
-	18, // 47: agentstats.v1.AdminService.DescribeAgent:input_type -> agentstats.v1.DescribeAgentRequest
-	24, // 48: agentstats.v1.AdminService.ListRefusals:input_type -> agentstats.v1.ListRefusalsRequest
-	29, // 49: agentstats.v1.AdminService.GetCardinality:input_type -> agentstats.v1.GetCardinalityRequest
-	33, // 50: agentstats.v1.AdminService.GetCost:input_type -> agentstats.v1.GetCostRequest
-	36, // 51: agentstats.v1.AdminService.ListPushes:input_type -> agentstats.v1.ListPushesRequest
-	39, // 52: agentstats.v1.AdminService.ExplainSeries:input_type -> agentstats.v1.ExplainSeriesRequest
-	42, // 53: agentstats.v1.AdminService.WatchAgent:input_type -> agentstats.v1.WatchAgentRequest
-	44, // 54: agentstats.v1.AdminService.SetDraining:input_type -> agentstats.v1.SetDrainingRequest
-	46, // 55: agentstats.v1.AdminService.CollectBundle:input_type -> agentstats.v1.CollectBundleRequest
-	1,  // 56: agentstats.v1.AdminService.GetStatus:output_type -> agentstats.v1.GetStatusResponse
-	10, // 57: agentstats.v1.AdminService.GetConfig:output_type -> agentstats.v1.GetConfigResponse
-	13, // 58: agentstats.v1.AdminService.GetHistory:output_type -> agentstats.v1.GetHistoryResponse
-	16, // 59: agentstats.v1.AdminService.SearchAgents:output_type -> agentstats.v1.SearchAgentsResponse
-	19, // 60: agentstats.v1.AdminService.DescribeAgent:output_type -> agentstats.v1.DescribeAgentResponse
-	25, // 61: agentstats.v1.AdminService.ListRefusals:output_type -> agentstats.v1.ListRefusalsResponse
-	30, // 62: agentstats.v1.AdminService.GetCardinality:output_type -> agentstats.v1.GetCardinalityResponse
-	34, // 63: agentstats.v1.AdminService.GetCost:output_type -> agentstats.v1.GetCostResponse
-	37, // 64: agentstats.v1.AdminService.ListPushes:output_type -> agentstats.v1.ListPushesResponse
-	40, // 65: agentstats.v1.AdminService.ExplainSeries:output_type -> agentstats.v1.ExplainSeriesResponse
-	43, // 66: agentstats.v1.AdminService.WatchAgent:output_type -> agentstats.v1.WatchAgentResponse
-	45, // 67: agentstats.v1.AdminService.SetDraining:output_type -> agentstats.v1.SetDrainingResponse
-	47, // 68: agentstats.v1.AdminService.CollectBundle:output_type -> agentstats.v1.CollectBundleResponse
-	56, // [56:69] is the sub-list for method output_type
-	43, // [43:56] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	52, // 41: agentstats.v1.WatchAgentResponse.at:type_name -> google.protobuf.Timestamp
+	53, // 42: agentstats.v1.TopAgentsRequest.interval:type_name -> google.protobuf.Duration
+	52, // 43: agentstats.v1.TopAgentsResponse.at:type_name -> google.protobuf.Timestamp
+	46, // 44: agentstats.v1.TopAgentsResponse.all:type_name -> agentstats.v1.AgentRates
+	47, // 45: agentstats.v1.TopAgentsResponse.agents:type_name -> agentstats.v1.TopAgent
+	46, // 46: agentstats.v1.TopAgent.rates:type_name -> agentstats.v1.AgentRates
+	53, // 47: agentstats.v1.CollectBundleRequest.cpu_profile:type_name -> google.protobuf.Duration
+	0,  // 48: agentstats.v1.AdminService.GetStatus:input_type -> agentstats.v1.GetStatusRequest
+	9,  // 49: agentstats.v1.AdminService.GetConfig:input_type -> agentstats.v1.GetConfigRequest
+	12, // 50: agentstats.v1.AdminService.GetHistory:input_type -> agentstats.v1.GetHistoryRequest
+	15, // 51: agentstats.v1.AdminService.SearchAgents:input_type -> agentstats.v1.SearchAgentsRequest
+	18, // 52: agentstats.v1.AdminService.DescribeAgent:input_type -> agentstats.v1.DescribeAgentRequest
+	24, // 53: agentstats.v1.AdminService.ListRefusals:input_type -> agentstats.v1.ListRefusalsRequest
+	29, // 54: agentstats.v1.AdminService.GetCardinality:input_type -> agentstats.v1.GetCardinalityRequest
+	33, // 55: agentstats.v1.AdminService.GetCost:input_type -> agentstats.v1.GetCostRequest
+	36, // 56: agentstats.v1.AdminService.ListPushes:input_type -> agentstats.v1.ListPushesRequest
+	39, // 57: agentstats.v1.AdminService.ExplainSeries:input_type -> agentstats.v1.ExplainSeriesRequest
+	42, // 58: agentstats.v1.AdminService.WatchAgent:input_type -> agentstats.v1.WatchAgentRequest
+	44, // 59: agentstats.v1.AdminService.TopAgents:input_type -> agentstats.v1.TopAgentsRequest
+	48, // 60: agentstats.v1.AdminService.SetDraining:input_type -> agentstats.v1.SetDrainingRequest
+	50, // 61: agentstats.v1.AdminService.CollectBundle:input_type -> agentstats.v1.CollectBundleRequest
+	1,  // 62: agentstats.v1.AdminService.GetStatus:output_type -> agentstats.v1.GetStatusResponse
+	10, // 63: agentstats.v1.AdminService.GetConfig:output_type -> agentstats.v1.GetConfigResponse
+	13, // 64: agentstats.v1.AdminService.GetHistory:output_type -> agentstats.v1.GetHistoryResponse
+	16, // 65: agentstats.v1.AdminService.SearchAgents:output_type -> agentstats.v1.SearchAgentsResponse
+	19, // 66: agentstats.v1.AdminService.DescribeAgent:output_type -> agentstats.v1.DescribeAgentResponse
+	25, // 67: agentstats.v1.AdminService.ListRefusals:output_type -> agentstats.v1.ListRefusalsResponse
+	30, // 68: agentstats.v1.AdminService.GetCardinality:output_type -> agentstats.v1.GetCardinalityResponse
+	34, // 69: agentstats.v1.AdminService.GetCost:output_type -> agentstats.v1.GetCostResponse
+	37, // 70: agentstats.v1.AdminService.ListPushes:output_type -> agentstats.v1.ListPushesResponse
+	40, // 71: agentstats.v1.AdminService.ExplainSeries:output_type -> agentstats.v1.ExplainSeriesResponse
+	43, // 72: agentstats.v1.AdminService.WatchAgent:output_type -> agentstats.v1.WatchAgentResponse
+	45, // 73: agentstats.v1.AdminService.TopAgents:output_type -> agentstats.v1.TopAgentsResponse
+	49, // 74: agentstats.v1.AdminService.SetDraining:output_type -> agentstats.v1.SetDrainingResponse
+	51, // 75: agentstats.v1.AdminService.CollectBundle:output_type -> agentstats.v1.CollectBundleResponse
+	62, // [62:76] is the sub-list for method output_type
+	48, // [48:62] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_agentstats_v1_admin_proto_init() }
@@ -4004,7 +4339,7 @@ func file_agentstats_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agentstats_v1_admin_proto_rawDesc), len(file_agentstats_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   48,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

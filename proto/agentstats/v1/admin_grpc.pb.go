@@ -30,6 +30,7 @@ const (
 	AdminService_ListPushes_FullMethodName     = "/agentstats.v1.AdminService/ListPushes"
 	AdminService_ExplainSeries_FullMethodName  = "/agentstats.v1.AdminService/ExplainSeries"
 	AdminService_WatchAgent_FullMethodName     = "/agentstats.v1.AdminService/WatchAgent"
+	AdminService_TopAgents_FullMethodName      = "/agentstats.v1.AdminService/TopAgents"
 	AdminService_SetDraining_FullMethodName    = "/agentstats.v1.AdminService/SetDraining"
 	AdminService_CollectBundle_FullMethodName  = "/agentstats.v1.AdminService/CollectBundle"
 )
@@ -75,6 +76,9 @@ type AdminServiceClient interface {
 	// watcher that is slow misses some of it. NOT_FOUND and FAILED_PRECONDITION are as of
 	// DescribeAgent.
 	WatchAgent(ctx context.Context, in *WatchAgentRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchAgentResponse], error)
+	// TopAgents streams which agents use the most of the replica, each interval. The first
+	// answer comes after one. At most 4 are served at a time.
+	TopAgents(ctx context.Context, in *TopAgentsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TopAgentsResponse], error)
 	// SetDraining drains the replica, or ends that: while it drains it is not ready, takes
 	// no new streams of agents, and asks those that it has to connect elsewhere. Scrapes
 	// are served all the time.
@@ -212,6 +216,25 @@ func (c *adminServiceClient) WatchAgent(ctx context.Context, in *WatchAgentReque
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AdminService_WatchAgentClient = grpc.ServerStreamingClient[WatchAgentResponse]
 
+func (c *adminServiceClient) TopAgents(ctx context.Context, in *TopAgentsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TopAgentsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[1], AdminService_TopAgents_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[TopAgentsRequest, TopAgentsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_TopAgentsClient = grpc.ServerStreamingClient[TopAgentsResponse]
+
 func (c *adminServiceClient) SetDraining(ctx context.Context, in *SetDrainingRequest, opts ...grpc.CallOption) (*SetDrainingResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SetDrainingResponse)
@@ -224,7 +247,7 @@ func (c *adminServiceClient) SetDraining(ctx context.Context, in *SetDrainingReq
 
 func (c *adminServiceClient) CollectBundle(ctx context.Context, in *CollectBundleRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CollectBundleResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[1], AdminService_CollectBundle_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[2], AdminService_CollectBundle_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -282,6 +305,9 @@ type AdminServiceServer interface {
 	// watcher that is slow misses some of it. NOT_FOUND and FAILED_PRECONDITION are as of
 	// DescribeAgent.
 	WatchAgent(*WatchAgentRequest, grpc.ServerStreamingServer[WatchAgentResponse]) error
+	// TopAgents streams which agents use the most of the replica, each interval. The first
+	// answer comes after one. At most 4 are served at a time.
+	TopAgents(*TopAgentsRequest, grpc.ServerStreamingServer[TopAgentsResponse]) error
 	// SetDraining drains the replica, or ends that: while it drains it is not ready, takes
 	// no new streams of agents, and asks those that it has to connect elsewhere. Scrapes
 	// are served all the time.
@@ -332,6 +358,9 @@ func (UnimplementedAdminServiceServer) ExplainSeries(context.Context, *ExplainSe
 }
 func (UnimplementedAdminServiceServer) WatchAgent(*WatchAgentRequest, grpc.ServerStreamingServer[WatchAgentResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchAgent not implemented")
+}
+func (UnimplementedAdminServiceServer) TopAgents(*TopAgentsRequest, grpc.ServerStreamingServer[TopAgentsResponse]) error {
+	return status.Error(codes.Unimplemented, "method TopAgents not implemented")
 }
 func (UnimplementedAdminServiceServer) SetDraining(context.Context, *SetDrainingRequest) (*SetDrainingResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetDraining not implemented")
@@ -551,6 +580,17 @@ func _AdminService_WatchAgent_Handler(srv interface{}, stream grpc.ServerStream)
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AdminService_WatchAgentServer = grpc.ServerStreamingServer[WatchAgentResponse]
 
+func _AdminService_TopAgents_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(TopAgentsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServiceServer).TopAgents(m, &grpc.GenericServerStream[TopAgentsRequest, TopAgentsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_TopAgentsServer = grpc.ServerStreamingServer[TopAgentsResponse]
+
 func _AdminService_SetDraining_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SetDrainingRequest)
 	if err := dec(in); err != nil {
@@ -636,6 +676,11 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchAgent",
 			Handler:       _AdminService_WatchAgent_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "TopAgents",
+			Handler:       _AdminService_TopAgents_Handler,
 			ServerStreams: true,
 		},
 		{
