@@ -15,7 +15,7 @@ import (
 )
 
 // maxCardinalityRows is how many rows GetCardinality has at most.
-const maxCardinalityRows = 10_000
+const maxCardinalityRows = 1000
 
 func cardinalityCommand() *serpent.Command {
 	c := &connection{}
@@ -36,9 +36,11 @@ func cardinalityCommand() *serpent.Command {
 				Flag: "by", Default: "family", Description: "What is counted by.",
 				Value: serpent.EnumOf(&request.By, "family", "label", "value", "template", "owner", "workspace", "agent"),
 			},
-			serpent.Option{Flag: "label", Description: "With --by value: the label whose values are counted by.", Value: serpent.StringOf(&request.Label)},
 			serpent.Option{
-				Flag: "family", Description: "Only series of this family. Not with template, owner, workspace and agent.", Value: serpent.StringOf(&request.Family),
+				Flag: "label", Description: "With --by value: only values of this label.", Value: serpent.StringOf(&request.Label),
+			},
+			serpent.Option{
+				Flag: "family", Description: "Only series of this family.", Value: serpent.StringOf(&request.Family),
 			},
 			serpent.Option{Flag: "limit", Default: "100", Description: "Rows at most.", Value: optiontable.Within(&limit, 1, maxCardinalityRows)},
 			serpent.Option{Flag: "cost", Default: "false", Description: "Show bytes in memory and series of a scrape, by family.", Value: serpent.BoolOf(&cost)},
@@ -49,8 +51,8 @@ func cardinalityCommand() *serpent.Command {
 		Middleware: optiontable.NoArguments,
 		Handler: func(inv *serpent.Invocation) error {
 			switch cost = cost || len(whatIf) > 0; {
-			case (request.GetBy() == "value") != (request.GetLabel() != ""):
-				return errors.New("--by value and --label need each other")
+			case request.GetLabel() != "" && request.GetBy() != "value":
+				return errors.New("--label needs --by value")
 			case cost && (request.GetBy() != "family" || request.GetFamily() != ""):
 				return errors.New("--cost and --what-if are by family, of all families")
 			}
@@ -88,7 +90,7 @@ func (a *asked) printCardinality(inv *serpent.Invocation, request *agentstatsv1.
 	if a.json {
 		return a.printMessage(inv.Stdout, merged)
 	}
-	text := fmt.Sprintf("%s series of %s agents, %s descriptors\n\n", number(merged.GetSeries()), number(merged.GetAgents()), number(merged.GetDescriptors()))
+	text := fmt.Sprintf("%s series of %s agents, %s names with their own labels\n\n", number(merged.GetSeries()), number(merged.GetAgents()), number(merged.GetDescriptors()))
 	t := newTable(strings.ToUpper(cmp.Or(merged.GetGroup().GetLabel(), merged.GetGroup().GetBy())), "SERIES", "SHARE", "GROWTH/MIN")
 	for _, row := range merged.GetGroup().GetRows() {
 		t.row(row.GetName(), number(row.GetSeries()), fmt.Sprintf("%.1f %%", 100*row.GetSeries()/max(1, merged.GetSeries())), optionalNumber(row.Growth))
@@ -119,7 +121,9 @@ func mergeCardinality(answers []answer[*agentstatsv1.GetCardinalityResponse]) (m
 		rows := group.GetRows()
 		groups = append(groups, answer[[]*agentstatsv1.CardinalityRow]{r.replica, rows})
 		if n := len(rows); n > 0 && float64(n) < group.GetTotal() {
-			unknown += rows[n-1].GetSeries()
+			if group.GetBy() != "agent" { // of which one replica has all series
+				unknown += rows[n-1].GetSeries()
+			}
 			most = max(most, group.GetTotal())
 		}
 	}

@@ -66,7 +66,7 @@ func TestCardinality(t *testing.T) {
 	}}}, nil)
 	r := run(t, "cardinality", "--limit", "2", "--address", addressesOf(a, b))
 	require.NoError(t, r.err)
-	require.Equal(t, `100 series of 3 agents, 9 descriptors
+	require.Equal(t, `100 series of 3 agents, 9 names with their own labels
 
 FAMILY  SERIES  SHARE   GROWTH/MIN
 x       50      50.0 %
@@ -77,9 +77,14 @@ and 1 more
 	b.cardinality.Group.Total = 20_000
 	r = run(t, "cardinality", "--address", addressesOf(a, b))
 	require.NoError(t, r.err)
-	require.Contains(t, r.stdout, "and 19997 more\na replica has more than 10000: a row may have up to 10 series more, and rows of fewer are not all known\n")
+	require.Contains(t, r.stdout, "and 19997 more\na replica has more than 1000: a row may have up to 10 series more, and rows of fewer are not all known\n")
 
-	for args, want := range map[string]string{"--by=value": "need each other", "--label=path": "need each other", "--by=colour": "colour"} {
+	a.cardinality.Group.By, b.cardinality.Group.By = "agent", "agent"
+	r = run(t, "cardinality", "--by", "agent", "--address", addressesOf(a, b))
+	require.NoError(t, r.err)
+	require.NotContains(t, r.stdout, "a replica has more")
+
+	for args, want := range map[string]string{"--label=path": "--label needs --by value", "--by=colour": "colour"} {
 		r = run(t, "cardinality", args, "--address", a.address)
 		require.ErrorContains(t, r.err, want)
 	}

@@ -48,6 +48,8 @@ type fake struct {
 	pushes      *pb.ListPushesResponse
 	explained   *pb.ExplainSeriesResponse
 	files       []*pb.CollectBundleResponse
+	tops        []*pb.TopAgentsResponse
+	topEnds     bool // after tops
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -131,14 +133,12 @@ func (f *fake) ListRefusals(context.Context, *pb.ListRefusalsRequest) (*pb.ListR
 
 func (f *fake) GetCardinality(_ context.Context, req *pb.GetCardinalityRequest) (*pb.GetCardinalityResponse, error) {
 	switch {
-	case req.GetLimit() == bundleRows && req.GetBy() == "agent":
-		return f.cardinality, nil
-	case req.GetLimit() == bundleRows:
-		return nil, status.Error(codes.Unimplemented, "no")
 	case req.GetLimit() != maxCardinalityRows:
 		return nil, status.Error(codes.InvalidArgument, "limit: want all")
+	case req.GetBy() == f.cardinality.GetGroup().GetBy():
+		return f.cardinality, nil
 	}
-	return f.cardinality, nil
+	return nil, status.Error(codes.Unimplemented, "no")
 }
 
 func (f *fake) GetCost(context.Context, *pb.GetCostRequest) (*pb.GetCostResponse, error) {
@@ -169,6 +169,19 @@ func (f *fake) CollectBundle(req *pb.CollectBundleRequest, stream grpc.ServerStr
 			return err
 		}
 	}
+	return nil
+}
+
+func (f *fake) TopAgents(_ *pb.TopAgentsRequest, stream grpc.ServerStreamingServer[pb.TopAgentsResponse]) error {
+	for _, resp := range f.tops {
+		if err := stream.Send(resp); err != nil {
+			return err
+		}
+	}
+	if f.topEnds {
+		return status.Error(codes.Unavailable, "the service is stopping")
+	}
+	<-stream.Context().Done()
 	return nil
 }
 
