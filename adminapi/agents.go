@@ -37,7 +37,7 @@ var statuses = []agent.Status{
 // SearchAgents implements agentstatsv1.AdminServiceServer. It looks at each agent, and
 // sorts those of the page only.
 func (s *Service) SearchAgents(ctx context.Context, req *agentstatsv1.SearchAgentsRequest) (*agentstatsv1.SearchAgentsResponse, error) {
-	size, err := rows("page_size", req.GetPageSize())
+	size, err := rows("page_size", req.GetPageSize(), maxRows)
 	if err != nil {
 		return nil, err
 	}

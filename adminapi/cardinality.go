@@ -14,7 +14,7 @@ const byValue = "value"
 
 // GetCardinality implements agentstatsv1.AdminServiceServer.
 func (s *Service) GetCardinality(ctx context.Context, req *agentstatsv1.GetCardinalityRequest) (*agentstatsv1.GetCardinalityResponse, error) {
-	limit, err := rows("limit", req.GetLimit())
+	limit, err := rows("limit", req.GetLimit(), cardinality.MaxCounts)
 	if err != nil {
 		return nil, err
 	}

@@ -7,7 +7,6 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/coder/agentstatsd/aggregator/cardinality"
 	"github.com/coder/agentstatsd/grpcserver"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 	"github.com/coder/agentstatsd/refusals"
@@ -16,16 +15,16 @@ import (
 // Rows of an answer: without a limit, and at most.
 const (
 	defaultRows = 100
-	maxRows     = cardinality.MaxCounts // which has the least of all
+	maxRows     = 1000
 )
 
-// rows returns how many rows a request wants.
-func rows(field string, want int32) (int, error) {
+// rows returns how many rows a request wants, of at most limit.
+func rows(field string, want int32, limit int) (int, error) {
 	switch n := int(want); {
 	case n == 0:
 		return defaultRows, nil
-	case n < 0 || n > maxRows:
-		return 0, grpcserver.Invalid(field, "want 0 to %d, got %d", maxRows, n)
+	case n < 0 || n > limit:
+		return 0, grpcserver.Invalid(field, "want 0 to %d, got %d", limit, n)
 	default:
 		return n, nil
 	}
@@ -33,7 +32,7 @@ func rows(field string, want int32) (int, error) {
 
 // ListRefusals implements agentstatsv1.AdminServiceServer.
 func (s *Service) ListRefusals(_ context.Context, req *agentstatsv1.ListRefusalsRequest) (*agentstatsv1.ListRefusalsResponse, error) {
-	limit, err := rows("limit", req.GetLimit())
+	limit, err := rows("limit", req.GetLimit(), maxRows)
 	if err != nil {
 		return nil, err
 	}

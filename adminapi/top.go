@@ -38,7 +38,7 @@ func (s *Service) TopAgents(req *agentstatsv1.TopAgentsRequest, stream grpc.Serv
 	if !slices.Contains(known, by) {
 		return grpcserver.Invalid("by", "want one of %q, got %.40q", known, by)
 	}
-	limit, err := rows("limit", req.GetLimit())
+	limit, err := rows("limit", req.GetLimit(), maxRows)
 	if err != nil {
 		return err
 	}

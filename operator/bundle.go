@@ -239,7 +239,7 @@ func (c *collector) collect(ctx context.Context) {
 	})
 	for _, by := range []string{"family", "label", "template", "owner", "workspace", "agent"} {
 		within(func(ctx context.Context) {
-			m, err := c.admin.GetCardinality(ctx, &agentstatsv1.GetCardinalityRequest{By: by, Limit: bundleRows})
+			m, err := c.admin.GetCardinality(ctx, &agentstatsv1.GetCardinalityRequest{By: by, Limit: maxCardinalityRows})
 			keep(c, "cardinality-"+by+".json", m, err)
 		})
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 // maxCardinalityRows is how many rows GetCardinality has at most.
-const maxCardinalityRows = 1000
+const maxCardinalityRows = 10_000
 
 func cardinalityCommand() *serpent.Command {
 	c := &connection{}

@@ -77,7 +77,7 @@ and 1 more
 	b.cardinality.Group.Total = 20_000
 	r = run(t, "cardinality", "--address", addressesOf(a, b))
 	require.NoError(t, r.err)
-	require.Contains(t, r.stdout, "and 19997 more\na replica has more than 1000: a row may have up to 10 series more, and rows of fewer are not all known\n")
+	require.Contains(t, r.stdout, "and 19997 more\na replica has more than 10000: a row may have up to 10 series more, and rows of fewer are not all known\n")
 
 	a.cardinality.Group.By, b.cardinality.Group.By = "agent", "agent"
 	r = run(t, "cardinality", "--by", "agent", "--address", addressesOf(a, b))
