@@ -89,9 +89,9 @@ func (as *agentSeries) contestType(f *family) metrics.Reason {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.reserved.made {
-		return reasonPushedFamily
+		return ReasonPushedFamily
 	}
-	return reasonWrongType
+	return ReasonWrongType
 }
 
 // hasReported reports whether the report had a sample of the family that was

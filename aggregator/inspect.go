@@ -43,6 +43,50 @@ type Usage struct {
 	Series, Bytes, Families                int
 }
 
+// Scope is whom a limit bounds.
+type Scope uint8
+
+// The scopes of limits.
+const (
+	ScopeAgent Scope = iota // each agent
+	ScopeOwner              // all agents of a user together
+	ScopeAll                // all agents together
+)
+
+// UsedLimit is a limit, and what is used of it.
+type UsedLimit struct {
+	Scope       Scope
+	Limit, Used int
+	// What it counts, and the option that sets it, with its dashes.
+	What, Flag string
+}
+
+// LimitOf returns the limit that a sample exceeds which is refused for a reason; false: it
+// is no limit's. u is the usage of its agent.
+func (a *Aggregator) LimitOf(reason metrics.Reason, u Usage) (UsedLimit, bool) {
+	const series, bytes, families = "series", "bytes of names and labels", "families"
+	o := a.opts.Load()
+	switch reason {
+	case reasonAgentSeries:
+		return UsedLimit{ScopeAgent, o.MaxSeriesPerAgent, u.AgentSeries, series, "--max-series-per-agent"}, true
+	case reasonAgentBytes:
+		return UsedLimit{ScopeAgent, o.MaxSeriesBytesPerAgent, u.AgentBytes, bytes, "--max-series-bytes-per-agent"}, true
+	case reasonAgentFamilies:
+		return UsedLimit{ScopeAgent, o.MaxFamiliesPerAgent, u.AgentFamilies, families, "--max-families-per-agent"}, true
+	case reasonOwnerSeries:
+		return UsedLimit{ScopeOwner, o.MaxSeriesPerOwner, u.OwnerSeries, series, "--max-series-per-owner"}, true
+	case reasonOwnerBytes:
+		return UsedLimit{ScopeOwner, o.MaxSeriesBytesPerOwner, u.OwnerBytes, bytes, "--max-series-bytes-per-owner"}, true
+	case reasonTooManySeries:
+		return UsedLimit{ScopeAll, o.MaxSeries, u.Series, series, "--max-series"}, true
+	case reasonTooManyBytes:
+		return UsedLimit{ScopeAll, o.MaxSeriesBytes, u.Bytes, bytes, "--max-series-bytes"}, true
+	case reasonTooManyFamilies:
+		return UsedLimit{ScopeAll, o.MaxFamilies, u.Families, families, "--max-families"}, true
+	}
+	return UsedLimit{}, false
+}
+
 // FamilyTypes is which type a family has, and which types agents send.
 type FamilyTypes struct {
 	// Type that agents' series of it have.

@@ -128,3 +128,30 @@ func TestWriteFamilies(t *testing.T) {
 	require.NoError(t, p.WriteFamilies(&part, passedFamilies{passed: map[string]bool{"a": true}}, func(string) bool { return true }))
 	require.NotContains(t, part.String(), "\na{")
 }
+
+// Each reason of a limit names it, and what is used of it.
+func TestLimitOf(t *testing.T) {
+	a := newTest(t, Options{MaxSeries: 11, MaxSeriesPerOwner: 12, MaxSeriesPerAgent: 13, MaxSeriesBytes: 14, MaxSeriesBytesPerOwner: 15, MaxSeriesBytesPerAgent: 16, MaxFamilies: 17, MaxFamiliesPerAgent: 18})
+	u := Usage{Series: 1, OwnerSeries: 2, AgentSeries: 3, Bytes: 4, OwnerBytes: 5, AgentBytes: 6, Families: 7, AgentFamilies: 8}
+	seen := make(map[int]bool)
+	for _, r := range refusalReasons {
+		l, ok := a.LimitOf(r, u)
+		require.Equal(t, refusalKind(r) == agent.RefusedLimit, ok, r)
+		if !ok {
+			continue
+		}
+		require.Equal(t, l.Used+10, l.Limit, r)
+		require.False(t, seen[l.Used], r)
+		seen[l.Used] = true
+		scope, suffix := ScopeAll, ""
+		switch {
+		case strings.Contains(string(r), "_agent_"):
+			scope, suffix = ScopeAgent, "-per-agent"
+		case strings.Contains(string(r), "_owner_"):
+			scope, suffix = ScopeOwner, "-per-owner"
+		}
+		require.Equal(t, scope, l.Scope, r)
+		require.Regexp(t, "^--max-(series|series-bytes|families)"+suffix+"$", l.Flag)
+	}
+	require.Len(t, seen, 8)
+}

@@ -13,8 +13,6 @@ const (
 	reasonInvalidStats    metrics.Reason = "invalid_stats"
 	reasonInvalidType     metrics.Reason = "invalid_type"
 	reasonInvalidValue    metrics.Reason = "invalid_value"
-	reasonWrongType       metrics.Reason = "wrong_type"
-	reasonPushedFamily    metrics.Reason = "pushed_family"
 	reasonDuplicateSeries metrics.Reason = "duplicate_series"
 	reasonAgentSeries     metrics.Reason = "too_many_agent_series"
 	reasonOwnerSeries     metrics.Reason = "too_many_owner_series"
@@ -26,12 +24,19 @@ const (
 	reasonTooManyFamilies metrics.Reason = "too_many_families"
 )
 
+// Reasons that others ask for: another type than the family has, of agents' samples alone
+// or because coderd pushes it.
+const (
+	ReasonWrongType    metrics.Reason = "wrong_type"
+	ReasonPushedFamily metrics.Reason = "pushed_family"
+)
+
 // refusalReasons are all reasons, as the counter labels them.
 var refusalReasons = []metrics.Reason{
 	metrics.ReasonInvalidName, metrics.ReasonNameTooLong, metrics.ReasonReservedName, metrics.ReasonInvalidLabelName,
 	metrics.ReasonLabelNameTooLong, metrics.ReasonReservedLabel, metrics.ReasonDuplicateLabel, metrics.ReasonInvalidLabelValue,
 	metrics.ReasonLabelValueTooLong, metrics.ReasonTooManyLabels, metrics.ReasonLabelsTooLong,
-	reasonInvalidStats, reasonInvalidType, reasonInvalidValue, reasonWrongType, reasonPushedFamily, reasonDuplicateSeries,
+	reasonInvalidStats, reasonInvalidType, reasonInvalidValue, ReasonWrongType, ReasonPushedFamily, reasonDuplicateSeries,
 	reasonAgentSeries, reasonOwnerSeries, reasonTooManySeries, reasonAgentBytes, reasonOwnerBytes, reasonTooManyBytes,
 	reasonAgentFamilies, reasonTooManyFamilies,
 }
@@ -39,7 +44,7 @@ var refusalReasons = []metrics.Reason{
 // refusalKind returns whether sending again can help.
 func refusalKind(r metrics.Reason) agent.RefusalKind {
 	switch r {
-	case metrics.ReasonReservedName, metrics.ReasonReservedLabel, reasonPushedFamily:
+	case metrics.ReasonReservedName, metrics.ReasonReservedLabel, ReasonPushedFamily:
 		return agent.RefusedNotAllowed
 	case reasonAgentSeries, reasonOwnerSeries, reasonTooManySeries, reasonAgentBytes, reasonOwnerBytes, reasonTooManyBytes,
 		reasonAgentFamilies, reasonTooManyFamilies:
@@ -109,9 +114,9 @@ func (in *ingester) refuseSample(r metrics.Reason, s *agent.Sample, l agent.Labe
 			return fmt.Sprintf("the type of %s is none of the contract's", name)
 		case reasonInvalidValue:
 			return fmt.Sprintf("value %v of counter %s is negative or not finite", s.Value, name)
-		case reasonWrongType:
+		case ReasonWrongType:
 			return fmt.Sprintf("type %v of %s is not that of the family", sampleType(s.Type), name)
-		case reasonPushedFamily:
+		case ReasonPushedFamily:
 			return fmt.Sprintf("%s as a %v cannot be served beside a family that coderd pushes: of this name with another type, or with equal lines",
 				name, sampleType(s.Type))
 		case reasonDuplicateSeries:

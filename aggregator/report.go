@@ -290,7 +290,7 @@ func (in *ingester) ingestCanonical(s *agent.Sample, v float64) (metrics.Reason,
 func (in *ingester) ingestDesc(d *desc, s *agent.Sample, v float64) metrics.Reason {
 	as, a := in.agent, in.agg
 	if doc := d.family.documented; doc != nil && doc.Type != sampleType(s.Type) {
-		return reasonWrongType
+		return ReasonWrongType
 	}
 	at, known := in.places[d]
 	if known && at == inReport {

@@ -78,8 +78,11 @@ func (f *Fleet) All() iter.Seq2[*agent.Registration, agent.Status] {
 	}
 }
 
+// Departed is an agent that was removed.
+type Departed = departed.Agent
+
 // Departed returns the agents that were removed last, at most 5,000, the oldest first.
-func (f *Fleet) Departed() []departed.Agent { return f.departed.List() }
+func (f *Fleet) Departed() []Departed { return f.departed.List() }
 
 // Agent returns one agent. Errors: ErrUnknownAgent; ErrUnavailable while the
 // registrations are not loaded.

@@ -68,7 +68,6 @@ func TestDeparted(t *testing.T) {
 				reg := registration(n+1, 1, n+1)
 				require.Equal(t, reg.Identity(), d.Identity)
 				require.Equal(t, reg.Workspace.ID, d.WorkspaceID)
-				require.Equal(t, reg.Workspace.Build, d.Build)
 				require.False(t, d.At.IsZero())
 				gone = append(gone, d.ID)
 			}

@@ -17,13 +17,18 @@ func (f *Families) Instances() []agent.PushInstance {
 		if i.folded || i.id == (agent.Instance{}) {
 			continue
 		}
-		all = append(all, agent.PushInstance{
-			Replica: i.replica, Instance: i.id, Families: len(i.families), Lines: i.lines,
-			PushedAt: i.updatedAt, Live: i.live, PassThrough: i.passThrough,
-		})
+		all = append(all, i.describeLocked())
 	}
 	slices.SortFunc(all, func(a, b agent.PushInstance) int {
 		return cmp.Or(cmp.Compare(a.Replica, b.Replica), slices.Compare(a.Instance[:], b.Instance[:]))
 	})
 	return all
+}
+
+// describeLocked returns what operators see of the instance.
+func (i *instance) describeLocked() agent.PushInstance {
+	return agent.PushInstance{
+		Replica: i.replica, Instance: i.id, Families: len(i.families), Lines: i.lines,
+		PushedAt: i.updatedAt, Live: i.live, PassThrough: i.passThrough,
+	}
 }

@@ -8,19 +8,11 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// Pusher is an instance of coderd, or a bridge, with what it pushed of one family.
+// Pusher is an instance with what it pushed of one family.
 type Pusher struct {
-	// Replica is the name that it gives itself, Instance its process.
-	Replica  string
-	Instance agent.Instance
-	// PushedAt is when its newest snapshot was received.
-	PushedAt time.Time
-	// Live means that its gauges are served, which they are until ExpiresAt unless it
-	// pushes again.
-	Live      bool
+	agent.PushInstance
+	// ExpiresAt is until when its gauges are served if it does not push again.
 	ExpiresAt time.Time
-	// PassThrough means that it has what agents have, in place of the service.
-	PassThrough bool
 	// Series of the family that it has, or counted before; 0: it has none. Type is theirs.
 	// Lasting are served also when it is gone.
 	Series  int
@@ -39,10 +31,7 @@ func (f *Families) Pushers(name string) (all []Pusher, serves bool) {
 		if i.id == (agent.Instance{}) || i.folded {
 			continue // they are part of the totals
 		}
-		p := Pusher{
-			Replica: i.replica, Instance: i.id, PushedAt: i.updatedAt, Live: i.live,
-			ExpiresAt: i.expiresAt(f.opts.Load().SeriesTTL), PassThrough: i.passThrough,
-		}
+		p := Pusher{PushInstance: i.describeLocked(), ExpiresAt: i.expiresAt(f.opts.Load().SeriesTTL)}
 		if i.final {
 			p.ExpiresAt = i.updatedAt
 		}

@@ -2,6 +2,7 @@ package pushed
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -28,12 +29,16 @@ func TestPushers(t *testing.T) {
 	push(3, "three", "# TYPE x counter\nx 1\n# TYPE coderd_agents_up gauge\ncoderd_agents_up 1\n", false, true)
 	push(4, "four", "# TYPE y counter\ny 1\n", false, false)
 	at := func(seconds int) time.Time { return start.Add(time.Duration(seconds) * time.Second) }
+	instance := func(id byte) agent.PushInstance {
+		known := f.Instances()
+		return known[slices.IndexFunc(known, func(i agent.PushInstance) bool { return i.Instance == instanceID(id) })]
+	}
 	all, serves := f.Pushers("x")
 	require.False(t, serves)
 	require.Equal(t, []Pusher{
-		{Replica: "three", Instance: instanceID(3), PushedAt: at(3), Live: true, ExpiresAt: at(63), PassThrough: true, Refused: []agent.PushRefusal{{Name: "x", Reason: "type_mismatch", Message: "type counter, but it is served as gauge"}}},
-		{Replica: "two", Instance: instanceID(2), PushedAt: at(2), ExpiresAt: at(2), Series: 1, Type: metrics.Gauge},
-		{Replica: "one", Instance: instanceID(1), PushedAt: at(1), Live: true, ExpiresAt: at(61), Series: 2, Type: metrics.Gauge},
+		{PushInstance: instance(3), ExpiresAt: at(63), Refused: []agent.PushRefusal{{Name: "x", Reason: "type_mismatch", Message: "type counter, but it is served as gauge"}}},
+		{PushInstance: instance(2), ExpiresAt: at(2), Series: 1, Type: metrics.Gauge},
+		{PushInstance: instance(1), ExpiresAt: at(61), Series: 2, Type: metrics.Gauge},
 	}, all)
 	all, _ = f.Pushers("coderd_agents_up")
 	require.Len(t, all, 2)

@@ -130,6 +130,18 @@ func (r *Refusals) Expired(id agent.ID, expired agent.Refusal) {
 	r.note(id, "", slog.LevelInfo, []agent.Refusal{expired})
 }
 
+// ReasonExpired is why the series of an agent are not served any more.
+const ReasonExpired = "series_expired"
+
+// SeriesExpired notes that all series of an agent have expired, as it sent no report for
+// their TTL.
+func (r *Refusals) SeriesExpired(id agent.ID, series int, ttl time.Duration) {
+	r.Expired(id, agent.Refusal{
+		Kind: agent.RefusedLimit, Reason: ReasonExpired, Count: series,
+		Message: fmt.Sprintf("series: want a report within %v (--series-ttl), got none: %d are not served any more", ttl, series),
+	})
+}
+
 func (r *Refusals) note(id agent.ID, version string, level slog.Level, refused []agent.Refusal) {
 	if len(refused) == 0 {
 		return

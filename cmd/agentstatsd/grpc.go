@@ -69,10 +69,7 @@ func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.M
 
 // noteExpired notes that the series of an agent have expired.
 func (s *service) noteExpired(id agent.ID, series int) {
-	s.refusals.Expired(id, agent.Refusal{
-		Kind: agent.RefusedLimit, Reason: "series_expired", Count: series,
-		Message: fmt.Sprintf("series: want a report within %v (--series-ttl), got none: %d are not served any more", s.aggregator.Options().SeriesTTL, series),
-	})
+	s.refusals.SeriesExpired(id, series, s.aggregator.Options().SeriesTTL)
 }
 
 // prepareTokens reads the files of tokens. None is made.

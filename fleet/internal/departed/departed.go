@@ -17,9 +17,7 @@ const most = 5000
 type Agent struct {
 	ID agent.ID
 	agent.Identity
-	// WorkspaceID and Build are those that it had last. A zero Build is not known.
 	WorkspaceID agent.ID
-	Build       agent.Build
 	// At is when this replica removed it.
 	At time.Time
 }
@@ -36,7 +34,7 @@ func New() (Agents, error) {
 
 // Note notes that an agent was removed. The agent that was removed first makes room.
 func (a Agents) Note(reg *agent.Registration, at time.Time) {
-	a.newest.Add(reg.ID, Agent{reg.ID, reg.Identity(), reg.Workspace.ID, reg.Workspace.Build, at})
+	a.newest.Add(reg.ID, Agent{reg.ID, reg.Identity(), reg.Workspace.ID, at})
 }
 
 // List returns all, the oldest first.

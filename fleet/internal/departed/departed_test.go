@@ -17,7 +17,7 @@ func TestAgents(t *testing.T) {
 	require.NoError(t, err)
 	began := time.Unix(1000, 0)
 	note := func(n int, name string) {
-		reg := &agent.Registration{Name: name, Workspace: agent.Workspace{Name: "ws", OwnerUsername: "ada", Build: agent.Build{Transition: "start"}}}
+		reg := &agent.Registration{Name: name, Workspace: agent.Workspace{Name: "ws", OwnerUsername: "ada"}}
 		binary.BigEndian.PutUint32(reg.ID[:], uint32(n))
 		reg.Workspace.ID[0] = 7
 		agents.Note(reg, began.Add(time.Duration(n)*time.Second))
@@ -32,6 +32,5 @@ func TestAgents(t *testing.T) {
 	last := list[len(list)-1]
 	require.Equal(t, agent.Identity{Username: "ada", WorkspaceName: "ws", AgentName: "again"}, last.Identity)
 	require.Equal(t, agent.ID{7}, last.WorkspaceID)
-	require.Equal(t, agent.Build{Transition: "start"}, last.Build)
 	require.Equal(t, began.Add(2000*time.Second), last.At)
 }
