@@ -7,8 +7,10 @@ import (
 	"time"
 
 	"github.com/google/pprof/profile"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/coder/agentstatsd/agent"
@@ -70,8 +72,15 @@ func TestBundlesAreOneAtATime(t *testing.T) {
 func TestListPushes(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{})
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	_, err := s.Pushes.Push(t.Context(), at, agent.Push{Replica: "coderd-1", Instance: agent.Instance{1, 2}, Families: [][]byte{{}, {}}, Final: true})
+	push := agent.Push{Replica: "coderd-1", Instance: agent.Instance{1, 2}, Interval: time.Second, Snapshot: 1, Final: true}
+	for _, name := range []string{"a_total", "b_total"} {
+		push.Families = append(push.Families, edgetest.Family(t, &dto.MetricFamily{
+			Name: &name, Type: dto.MetricType_COUNTER.Enum(), Metric: []*dto.Metric{{Counter: &dto.Counter{Value: proto.Float64(1)}}},
+		}))
+	}
+	refused, err := s.Pushed.Push(t.Context(), at, push)
 	require.NoError(t, err)
+	require.Empty(t, refused)
 	resp, err := pb.NewAdminServiceClient(s.Conn).ListPushes(edgetest.As(t.Context(), edgetest.OperatorToken), &pb.ListPushesRequest{})
 	require.NoError(t, err)
 	require.Len(t, resp.GetPushers(), 1)

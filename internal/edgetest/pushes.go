@@ -4,7 +4,12 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"testing"
 	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/agent"
 )
@@ -50,15 +55,10 @@ func (p *Pushes) Names() []string {
 	return names
 }
 
-// Instances returns those whose pushes were taken.
-func (p *Pushes) Instances() (all []agent.PushInstance) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for i, push := range p.Taken {
-		all = append(all, agent.PushInstance{
-			Replica: push.Replica, Instance: push.Instance, Families: len(push.Families), Lines: len(push.Families),
-			PushedAt: p.At[i], Live: !push.Final, PassThrough: push.PassThrough,
-		})
-	}
-	return all
+// Family is a family as pushes have it.
+func Family(t testing.TB, f *dto.MetricFamily) []byte {
+	t.Helper()
+	encoded, err := proto.Marshal(f)
+	require.NoError(t, err)
+	return encoded
 }

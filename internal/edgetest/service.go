@@ -5,6 +5,7 @@ package edgetest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -36,6 +37,7 @@ import (
 	"github.com/coder/agentstatsd/internal/sqlitetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 	"github.com/coder/agentstatsd/pubsub"
+	"github.com/coder/agentstatsd/pushed"
 	"github.com/coder/agentstatsd/refusals"
 	"github.com/coder/agentstatsd/reports"
 	"github.com/coder/agentstatsd/store"
@@ -54,13 +56,15 @@ const OperatorToken = "a token that only reads"
 type Service struct {
 	requests atomic.Int64 // made by Request
 
-	T            testing.TB
-	Store        *Store
-	Series       *aggregator.Aggregator
-	Fleet        *fleet.Fleet
-	Reports      *reports.Reports
-	Refusals     *refusals.Refusals
+	T        testing.TB
+	Store    *Store
+	Series   *aggregator.Aggregator
+	Fleet    *fleet.Fleet
+	Reports  *reports.Reports
+	Refusals *refusals.Refusals
+	// Pushes are those of coderd over gRPC. Pushed has those that a test pushes itself.
 	Pushes       *Pushes
+	Pushed       *pushed.Families
 	Server       *grpcserver.Server
 	AgentService *agentapi.Service
 	Coderds      *coderdapi.Service
@@ -87,6 +91,8 @@ type Settings struct {
 	Agents  agentapi.Options
 	Coderd  coderdapi.Options
 	Batcher batcher.Options
+	// Series has no times, which are 30 s and 2 min.
+	Series aggregator.Options
 	// ChangeAgents, ChangeCoderd and ChangeAdmin put other components in place.
 	ChangeAgents func(*agentapi.Components)
 	ChangeCoderd func(*coderdapi.Components)
@@ -117,10 +123,17 @@ func Start(t testing.TB, set Settings) *Service {
 	memory, err := pubsub.NewMemory(s.Registry)
 	require.NoError(t, err)
 	published := pubsub.NewMetadata(memory)
-	s.Series, err = aggregator.New(aggregator.Options{
-		ReportInterval: 30 * time.Second, SeriesTTL: 2 * time.Minute, MaxSeries: 100_000, MaxSeriesPerAgent: 1000,
-	}, s.Registry)
+	series := set.Series
+	series.ReportInterval, series.SeriesTTL = 30*time.Second, 2*time.Minute
+	series.MaxSeries = cmp.Or(series.MaxSeries, 100_000)
+	series.Expired = func(id agent.ID, n int) { s.Refusals.SeriesExpired(id, n, series.SeriesTTL) }
+	s.Series, err = aggregator.New(series, s.Registry)
 	require.NoError(t, err)
+	s.Pushed, err = pushed.New(s.Store, s.Series, pushed.Options{}, s.Registry, log)
+	require.NoError(t, err)
+	if !set.Down {
+		require.NoError(t, s.Pushed.Load(t.Context()))
+	}
 	if set.Batcher.BatchSize == 0 {
 		set.Batcher = batcher.Options{BatchSize: 500, FlushInterval: 5 * time.Second, MaxPending: 10_000}
 	}
@@ -165,7 +178,7 @@ func Start(t testing.TB, set Settings) *Service {
 	s.Coderds, err = coderdapi.New(s.Server, coderd, set.Coderd, s.Registry, log)
 	require.NoError(t, err)
 	admin := adminapi.Components{
-		Fleet: s.Fleet, Series: s.Series, Costs: s.Series, Metadata: s.Store, Pending: pending, Refusals: s.Refusals, Pushes: s.Pushes, Metrics: s.Registry,
+		Fleet: s.Fleet, Series: s.Series, Costs: s.Series, Metadata: s.Store, Pending: pending, Refusals: s.Refusals, Pushes: s.Pushed, Metrics: s.Registry,
 		Self: func() adminapi.Self { return adminapi.Self{} }, LogTail: func() []byte { return []byte("a line\n") },
 	}
 	if set.ChangeAdmin != nil {
@@ -184,7 +197,7 @@ func Start(t testing.TB, set Settings) *Service {
 	workCtx, stopWorking := context.WithCancel(context.WithoutCancel(t.Context()))
 	var serving, working sync.WaitGroup
 	serving.Go(func() { require.NoError(t, s.Server.Serve(serveCtx, lis)) })
-	for _, run := range []func(context.Context) error{s.Fleet.Run, pending.Run, s.Series.Run, s.Reports.Run, s.Refusals.Run} {
+	for _, run := range []func(context.Context) error{s.Fleet.Run, pending.Run, s.Series.Run, s.Reports.Run, s.Refusals.Run, s.Pushed.Run} {
 		working.Go(func() { require.NoError(t, run(workCtx)) })
 	}
 	s.Stop = sync.OnceFunc(func() {
