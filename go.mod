@@ -43,6 +43,11 @@ require (
 )
 
 require (
+	github.com/dennwc/varint v1.0.0 // indirect
+	go.uber.org/atomic v1.12.0 // indirect
+)
+
+require (
 	cdr.dev/slog/v3 v3.0.0-rc1 // indirect
 	github.com/antithesishq/antithesis-sdk-go v0.8.0-default-no-op // indirect
 	github.com/aymanbagabas/go-osc52/v2 v2.0.1 // indirect

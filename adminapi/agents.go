@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/coder/agentstatsd/adminapi/internal/explain"
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/aggregator"
 	"github.com/coder/agentstatsd/aggregator/cardinality"
@@ -24,6 +25,7 @@ type Series interface {
 	FamiliesOf(id agent.ID) []aggregator.FamilySeries
 	// Cardinality counts by a dimension. It blocks while others count.
 	Cardinality(ctx context.Context, q cardinality.Query) (*cardinality.Result, error)
+	explain.Series
 }
 
 // agentPage is the path of an agent's page, before its id.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/coder/agentstatsd/adminapi/internal/explain"
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
@@ -31,6 +32,7 @@ type Refusals interface {
 // Pushes knows who pushes families. pushed.Families is one.
 type Pushes interface {
 	Instances() []agent.PushInstance
+	explain.Pushed
 }
 
 // Components are what a Service asks. All but Replicas and Statuses are required.
@@ -63,7 +65,9 @@ type Service struct {
 	server     *grpcserver.Server
 	log        *slog.Logger
 	metrics    *metrics
-	outage     *outage.Log // of the exchange of statuses
+	explainer  explain.Explainer
+	explaining chan struct{} // a semaphore of explanations
+	outage     *outage.Log   // of the exchange of statuses
 	others     others
 	history    history
 	bundles    sync.Mutex    // held while one is collected
@@ -87,9 +91,10 @@ func New(server *grpcserver.Server, c Components, reg prometheus.Registerer, log
 		return nil, fmt.Errorf("adminapi: %w", err)
 	}
 	s := &Service{
-		Components: c, server: server, log: log, metrics: m, describing: make(chan struct{}, maxDescriptions),
+		Components: c, server: server, log: log, metrics: m, describing: make(chan struct{}, maxDescriptions), explaining: make(chan struct{}, maxExplanations),
 		outage: outage.New(log, "the replicas do not tell each other how they are, trying again", "the replicas tell each other how they are again"),
 	}
+	s.explainer = explain.Explainer{Fleet: c.Fleet, Series: c.Series, Pushed: c.Pushes, Refusals: c.Refusals, Metrics: c.Metrics, Place: s.place}
 	server.Register(grpcserver.Service{
 		Desc: &agentstatsv1.AdminService_ServiceDesc,
 		Impl: s,

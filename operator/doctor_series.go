@@ -19,7 +19,7 @@ func doctorSeriesCommand() *serpent.Command {
 	return &serpent.Command{
 		Use:   "series SELECTOR",
 		Short: "Find out why a series of an agent is missing, hidden, stale or doubled.",
-		Long: "The selector is one of Prometheus with equality matchers. All replicas look for the series, from registration to scrape. The last line " +
+		Long: "The selector is one of Prometheus. All replicas look for the series, from registration to scrape. The last line " +
 			"says what it comes to.\n\n" +
 			"  agentstatsd doctor series 'app_requests_total{username=\"ada\",workspace_name=\"dev\"}'\n\n" +
 			"Exit codes: 0 it is served as expected, 1 a cause was found, 2 the replicas that might serve it could not be asked.",
@@ -57,8 +57,11 @@ func doctorSeriesCommand() *serpent.Command {
 // outcomes say what the exit codes of doctor series mean. The conclusion was printed.
 var outcomes = map[int]string{exitFault: "it is not as expected", exitNotAsked: "not all replicas that might serve it were asked"}
 
-// causeElsewhere is the cause of a finding that says that another replica has the agent.
-const causeElsewhere = "on_another_replica"
+// Causes that another replica may know more of: it has the agent, or the family.
+const (
+	causeElsewhere = "other_replica"
+	causeUnknown   = "unknown_family"
+)
 
 // diagnosis is what all replicas' explanations come to.
 type diagnosis struct {
@@ -78,7 +81,12 @@ func (a *asked) diagnose(answers []answer[*agentstatsv1.ExplainSeriesResponse]) 
 		for _, series := range r.value.GetServed() {
 			by[series] = append(by[series], r.label())
 		}
-		if first == nil && len(r.value.GetFindings()) > 0 && r.value.GetFindings()[0].GetCause() != causeElsewhere {
+		if len(r.value.GetFindings()) == 0 {
+			continue
+		}
+		switch cause := r.value.GetFindings()[0].GetCause(); {
+		case cause == causeElsewhere:
+		case first == nil, first.GetFindings()[0].GetCause() == causeUnknown:
 			first = r.value
 		}
 	}
@@ -124,8 +132,10 @@ func explanationsText(answers []answer[*agentstatsv1.ExplainSeriesResponse]) str
 		}
 		for _, found := range r.value.GetFindings() {
 			fmt.Fprintf(&b, "  %s: %s\n", shown(found.GetCause()), shown(found.GetText()))
-			if remedy := found.GetRemedy(); remedy != "" {
-				fmt.Fprintf(&b, "    %s\n", shown(remedy))
+			for _, more := range []string{found.GetRemedy(), found.GetUrl()} {
+				if more != "" {
+					fmt.Fprintf(&b, "    %s\n", shown(more))
+				}
 			}
 		}
 		b.WriteString("\n")

@@ -186,9 +186,10 @@ func TestDoctorSeries(t *testing.T) {
 	served := &pb.ExplainSeriesResponse{Served: []string{`x{a="b"} 1`}, ServedCount: 1, Conclusion: "It is served."}
 	elsewhere := &pb.ExplainSeriesResponse{Findings: []*pb.Finding{{Cause: causeElsewhere, Text: "The agent is connected to b."}}, Conclusion: "It is at b."}
 	expired := &pb.ExplainSeriesResponse{Findings: []*pb.Finding{
-		{Cause: "expired", Text: "No report for 3m.", Remedy: "Look at the agent.\x1b[2J"}, {Cause: causeElsewhere, Text: "It may be at c."},
+		{Cause: "expired", Text: "No report for 3m.", Remedy: "Look at the agent.\x1b[2J"}, {Cause: causeElsewhere, Text: "It may be at c.", Url: "https://c.example.com/status"},
 	}, Conclusion: "It has expired."}
 	unknown := &pb.ExplainSeriesResponse{Conclusion: "No agent sends it."}
+	noFamily := &pb.ExplainSeriesResponse{Findings: []*pb.Finding{{Cause: causeUnknown, Text: "Nobody here has it."}}, Conclusion: "Nobody has it."}
 	for name, c := range map[string]struct {
 		a, b *pb.ExplainSeriesResponse
 		away bool
@@ -200,6 +201,8 @@ func TestDoctorSeries(t *testing.T) {
 		"doubled":          {served, served, false, `x{a="b"} 1 is doubled: a and b serve it.`, 1},
 		"cause":            {elsewhere, expired, false, "It has expired.", 1},
 		"cause, one away":  {elsewhere, expired, true, "No replica that was asked serves it, and 1 could not be asked: give the --address of each.", 2},
+		"cause, last":      {noFamily, expired, false, "It has expired.", 1},
+		"no family":        {elsewhere, noFamily, false, "Nobody has it.", 1},
 		"elsewhere":        {elsewhere, elsewhere, false, "It is at b.", 1},
 		"elsewhere, away":  {elsewhere, elsewhere, true, "No replica that was asked serves it, and 1 could not be asked: give the --address of each.", 2},
 		"not found":        {unknown, unknown, false, "No agent sends it.", 1},
@@ -234,7 +237,8 @@ func TestDoctorSeries(t *testing.T) {
 	require.Equal(t, `a: 0 series match and are served
   expired: No report for 3m.
     Look at the agent.\x1b[2J
-  on_another_replica: It may be at c.
+  other_replica: It may be at c.
+    https://c.example.com/status
 
 b: 3 series match and are served
   x{a="b"} 1

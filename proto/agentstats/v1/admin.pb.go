@@ -3045,7 +3045,8 @@ func (x *Pusher) GetPassThrough() bool {
 // ExplainSeriesRequest asks for ExplainSeries.
 type ExplainSeriesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A series selector of Prometheus with equality matchers: a name, labels, or both.
+	// A series selector of Prometheus, as {__name__="x",owner=~"a.*"}: a name, matchers, or
+	// both; at most 8 KiB and 64 matchers.
 	Selector      string `protobuf:"bytes,1,opt,name=selector,proto3" json:"selector,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3091,7 +3092,7 @@ func (x *ExplainSeriesRequest) GetSelector() string {
 // ExplainSeriesResponse answers ExplainSeries.
 type ExplainSeriesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Findings, the most telling first. Empty: the series is served.
+	// Findings, the most telling first, at most 20. Empty: the series is served.
 	Findings []*Finding `protobuf:"bytes,1,rep,name=findings,proto3" json:"findings,omitempty"`
 	// Series that match and are served, as text; at most 20.
 	Served []string `protobuf:"bytes,2,rep,name=served,proto3" json:"served,omitempty"`
@@ -3164,14 +3165,18 @@ func (x *ExplainSeriesResponse) GetConclusion() string {
 // Finding is one reason why a series is missing, hidden, stale or doubled.
 type Finding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Cause of it, one of a fixed set, such as not_registered or expired.
+	// Cause of it, one of a fixed set: not_registered, superseded, hidden_by_newer,
+	// other_replica, no_report, expired, refused, hidden_by_pushed, type_conflict, grouped,
+	// over_limit, stale, doubled, other_labels, unknown_family.
 	Cause string `protobuf:"bytes,1,opt,name=cause,proto3" json:"cause,omitempty"`
 	// One sentence with names, limits and times.
 	Text string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
 	// What to do about it; empty: nothing has to be done.
 	Remedy string `protobuf:"bytes,3,opt,name=remedy,proto3" json:"remedy,omitempty"`
 	// UUID of the agent that it is about; empty: of none.
-	AgentId       string `protobuf:"bytes,4,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	AgentId string `protobuf:"bytes,4,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	// URL of a page with more, as of another replica; empty: there is none.
+	Url           string `protobuf:"bytes,5,opt,name=url,proto3" json:"url,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3230,6 +3235,13 @@ func (x *Finding) GetRemedy() string {
 func (x *Finding) GetAgentId() string {
 	if x != nil {
 		return x.AgentId
+	}
+	return ""
+}
+
+func (x *Finding) GetUrl() string {
+	if x != nil {
+		return x.Url
 	}
 	return ""
 }
@@ -4106,12 +4118,13 @@ const file_agentstats_v1_admin_proto_rawDesc = "" +
 	"\fserved_count\x18\x03 \x01(\x01R\vservedCount\x12\x1e\n" +
 	"\n" +
 	"conclusion\x18\x04 \x01(\tR\n" +
-	"conclusion\"f\n" +
+	"conclusion\"x\n" +
 	"\aFinding\x12\x14\n" +
 	"\x05cause\x18\x01 \x01(\tR\x05cause\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x16\n" +
 	"\x06remedy\x18\x03 \x01(\tR\x06remedy\x12\x19\n" +
-	"\bagent_id\x18\x04 \x01(\tR\aagentId\")\n" +
+	"\bagent_id\x18\x04 \x01(\tR\aagentId\x12\x10\n" +
+	"\x03url\x18\x05 \x01(\tR\x03url\")\n" +
 	"\x11WatchAgentRequest\x12\x14\n" +
 	"\x05agent\x18\x01 \x01(\tR\x05agent\"\x9c\x01\n" +
 	"\x12WatchAgentResponse\x12*\n" +

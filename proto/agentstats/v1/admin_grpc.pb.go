@@ -69,8 +69,9 @@ type AdminServiceClient interface {
 	// ListPushes returns which instances of coderd, and bridges, push families to the
 	// replica.
 	ListPushes(ctx context.Context, in *ListPushesRequest, opts ...grpc.CallOption) (*ListPushesResponse, error)
-	// ExplainSeries finds out why a series of an agent is not in a scrape of the replica, or
-	// why it is not as expected.
+	// ExplainSeries finds out why a series is not in a scrape of the replica, or why it is
+	// not as expected. It takes as long as a scrape of the family. Two are served at a time;
+	// beyond that RESOURCE_EXHAUSTED.
 	ExplainSeries(ctx context.Context, in *ExplainSeriesRequest, opts ...grpc.CallOption) (*ExplainSeriesResponse, error)
 	// WatchAgent streams what an agent that is connected to the replica sends, from now on. A
 	// watcher that is slow misses some of it. NOT_FOUND and FAILED_PRECONDITION are as of
@@ -298,8 +299,9 @@ type AdminServiceServer interface {
 	// ListPushes returns which instances of coderd, and bridges, push families to the
 	// replica.
 	ListPushes(context.Context, *ListPushesRequest) (*ListPushesResponse, error)
-	// ExplainSeries finds out why a series of an agent is not in a scrape of the replica, or
-	// why it is not as expected.
+	// ExplainSeries finds out why a series is not in a scrape of the replica, or why it is
+	// not as expected. It takes as long as a scrape of the family. Two are served at a time;
+	// beyond that RESOURCE_EXHAUSTED.
 	ExplainSeries(context.Context, *ExplainSeriesRequest) (*ExplainSeriesResponse, error)
 	// WatchAgent streams what an agent that is connected to the replica sends, from now on. A
 	// watcher that is slow misses some of it. NOT_FOUND and FAILED_PRECONDITION are as of
