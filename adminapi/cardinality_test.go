@@ -47,7 +47,7 @@ func TestGetCardinality(t *testing.T) {
 	require.Equal(t, "requests 6", first(&pb.GetCardinalityRequest{}))
 	require.Equal(t, "family", get(&pb.GetCardinalityRequest{}).GetGroup().GetBy())
 	require.Equal(t, "/0 2", first(&pb.GetCardinalityRequest{By: "value", Label: "path"}))
-	require.Equal(t, `agent_name="main" 6`, first(&pb.GetCardinalityRequest{By: "value", Family: "requests"}))
+	require.Equal(t, `username="ada" 6`, first(&pb.GetCardinalityRequest{By: "value", Family: "requests"}))
 	of := edgetest.Workspace(1)
 	agent := get(&pb.GetCardinalityRequest{By: "agent", Limit: 1}).GetGroup()
 	require.Len(t, agent.GetRows(), 1)
