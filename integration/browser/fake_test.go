@@ -120,7 +120,7 @@ func (l *large) GetConfig(context.Context, *agentstatsv1.GetConfigRequest) (*age
 	add("Prometheus", "web-config-file", "/etc/agentstatsd/web.yaml", "", "file", true)
 	add("gRPC", "grpc-address", "0.0.0.0:2113", "127.0.0.1:2113", "env", true)
 	add("Storage", "database-url", "postgres://agentstatsd:xxxxx@db.internal:5432/agentstatsd?sslmode=verify-full&sslrootcert=/etc/agentstatsd/ca.pem", "", "env", true)
-	for i := range 30 {
+	for i := range 10 {
 		add("Agents", fmt.Sprintf("max-series-number-%d", i), strconv.Itoa(1000*(i+1)), strconv.Itoa(1000*(i+1)), "default", i%3 == 0)
 	}
 	return resp, nil
@@ -213,7 +213,7 @@ func (l *large) DescribeAgent(_ context.Context, req *agentstatsv1.DescribeAgent
 
 func (l *large) ListRefusals(context.Context, *agentstatsv1.ListRefusalsRequest) (*agentstatsv1.ListRefusalsResponse, error) {
 	resp := &agentstatsv1.ListRefusalsResponse{}
-	for i := range 12 {
+	for i := range 6 {
 		a := l.agents[i*53]
 		resp.Agents = append(resp.Agents, &agentstatsv1.RefusedAgent{
 			Id: a.GetId(), Name: a.GetName(), Workspace: a.GetWorkspace(), Owner: a.GetOwner(), Template: a.GetTemplate(), Version: "v2.31.0", Refused: refused()[i%2:],

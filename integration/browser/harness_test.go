@@ -195,10 +195,14 @@ func (b *tab) loadAxe() {
 	run(b, chromedp.Evaluate[chromedp.Void](string(axe)))
 }
 
-// violations has axe-core look at the page.
-func (b *tab) violations() []violation {
+// violations has axe-core look at the page, or at its colors only.
+func (b *tab) violations(colors bool) []violation {
 	b.t.Helper()
-	return evaluate[[]violation](b, `axe.run({resultTypes: ["violations"]}).then((r) => r.violations.map((v) => ({
+	options := `{resultTypes: ["violations"]}`
+	if colors {
+		options = `{resultTypes: ["violations"], runOnly: ["color-contrast", "link-in-text-block"]}`
+	}
+	return evaluate[[]violation](b, `axe.run(`+options+`).then((r) => r.violations.map((v) => ({
 		ID: v.id, Help: v.help, Nodes: v.nodes.map((n) => ({HTML: n.html, Summary: n.failureSummary}))})))`)
 }
 
