@@ -167,7 +167,9 @@ func (s *Service) sample(ctx context.Context) {
 	defer ticker.Stop()
 	for {
 		g, _ := gather(s.Metrics) // what is missing is not known; GetStatus says why
-		s.history.add(time.Now(), g)
+		now := time.Now()
+		s.history.add(now, g)
+		s.shortages.add(now, g)
 		select {
 		case <-ctx.Done():
 			return

@@ -70,6 +70,7 @@ type Service struct {
 	outage     *outage.Log   // of the exchange of statuses
 	others     others
 	history    history
+	shortages  shortages
 	bundles    sync.Mutex    // held while one is collected
 	costing    sync.Mutex    // held while costs are counted
 	describing chan struct{} // a semaphore of those who describe an agent

@@ -58,6 +58,8 @@ func (s *Service) status(now time.Time) *agentstatsv1.ReplicaStatus {
 	if err != nil {
 		warnings = append(slices.Clone(warnings), "some of the numbers here are missing: "+err.Error())
 	}
+	s.shortages.add(now, g)
+	warnings = slices.Concat(warnings, s.shortages.warnings(now, g))
 	r := &agentstatsv1.ReplicaStatus{
 		Name: s.Identity.Name, Url: s.Identity.URL, Alive: true,
 		// One that is alone leads.
