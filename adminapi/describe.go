@@ -41,7 +41,7 @@ const (
 )
 
 // DescribeAgent implements agentstatsv1.AdminServiceServer. It has the values of metadata,
-// which callers with a credential may see: see ForPage.
+// which callers with a credential may see. The page blanks them.
 func (s *Service) DescribeAgent(ctx context.Context, req *agentstatsv1.DescribeAgentRequest) (*agentstatsv1.DescribeAgentResponse, error) {
 	info, err := s.findAgent(req.GetAgent())
 	if err != nil {
@@ -74,27 +74,6 @@ func (s *Service) DescribeAgent(ctx context.Context, req *agentstatsv1.DescribeA
 		resp.MetadataProblem = err.Error()
 	}
 	return resp, ctx.Err()
-}
-
-// ForPage returns the service as the page may show it to whoever reaches it: with values of
-// metadata only if showMetadata is true.
-func (s *Service) ForPage(showMetadata bool) agentstatsv1.AdminServiceServer {
-	if showMetadata {
-		return s
-	}
-	return withoutValues{s}
-}
-
-// withoutValues is a Service whose answers have no values of metadata.
-type withoutValues struct{ *Service }
-
-// DescribeAgent implements agentstatsv1.AdminServiceServer.
-func (s withoutValues) DescribeAgent(ctx context.Context, req *agentstatsv1.DescribeAgentRequest) (*agentstatsv1.DescribeAgentResponse, error) {
-	resp, err := s.Service.DescribeAgent(ctx, req)
-	for _, entry := range resp.GetMetadata() {
-		entry.Value, entry.Error = "", ""
-	}
-	return resp, err
 }
 
 func appMessages(info *fleet.Info) (messages []*agentstatsv1.AgentApp) {

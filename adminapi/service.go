@@ -18,6 +18,7 @@ import (
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/outage"
+	"github.com/coder/agentstatsd/internal/tap"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 	"github.com/coder/agentstatsd/refusals"
 )
@@ -42,6 +43,7 @@ type Components struct {
 	Costs    Costs
 	Metadata MetadataReader
 	Pending  Pending
+	Taps     *tap.Taps // of what agents send
 	Refusals Refusals
 	Pushes   Pushes
 	// Metrics are those of the service itself, without agents' series.
@@ -81,7 +83,7 @@ type Service struct {
 // registered with reg.
 func New(server *grpcserver.Server, c Components, reg prometheus.Registerer, log *slog.Logger) (*Service, error) {
 	switch {
-	case c.Fleet == nil, c.Series == nil, c.Costs == nil, c.Metadata == nil, c.Pending == nil, c.Refusals == nil, c.Pushes == nil, c.Metrics == nil,
+	case c.Fleet == nil, c.Series == nil, c.Costs == nil, c.Metadata == nil, c.Pending == nil, c.Taps == nil, c.Refusals == nil, c.Pushes == nil, c.Metrics == nil,
 		c.Self == nil, c.LogTail == nil:
 		return nil, fmt.Errorf("adminapi components: one is absent: %+v", c)
 	case (c.Replicas == nil) != (c.Statuses == nil):

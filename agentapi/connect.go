@@ -118,6 +118,7 @@ func (c *connection) openSession(hello *agentstatsv1.Hello) error {
 	}
 	c.version = version
 	c.setSession(session)
+	c.tapHello(session)
 	if !s.recheckToken(ctx, who) {
 		c.setEnd(fleet.EndRevoked)
 		return endStatus(fleet.EndRevoked)
@@ -264,10 +265,13 @@ func (c *connection) checkFrame(f *wire.Frame) error {
 // handleRequest handles a request that came now. An error ends the stream.
 func (c *connection) handleRequest(now time.Time, f *wire.Frame) error {
 	var refused []agent.Refusal
-	goodbye := f.Request.GetGoodbye() != nil
+	goodbye, watched := f.Request.GetGoodbye() != nil, c.service.Taps.Watches(c.who.Agent)
 	err := c.session.Receive(now, f.Sequence, func(r fleet.Request) {
 		if goodbye {
 			c.closeSession() // before anybody can ack it
+		}
+		if watched {
+			c.tapRequest(now, f) // before anything of it is changed
 		}
 		refused = contract.OwnRefusals(c.service.takeRequest(r, f))
 		r.Refuse(refused) // this, too
@@ -277,7 +281,7 @@ func (c *connection) handleRequest(now time.Time, f *wire.Frame) error {
 		<-c.session.Done()
 		return endStatus(c.session.End())
 	}
-	c.noteRefused(refused)
+	c.noteRefused(f.Sequence, refused)
 	if goodbye {
 		c.awaitLastAck(f.Sequence)
 		return nil

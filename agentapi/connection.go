@@ -354,7 +354,7 @@ func (c *connection) awaitEnd(err error) error {
 func (c *connection) close() {
 	c.mu.Lock()
 	c.advanceLocked(phaseClosed)
-	session, end, timer := c.session, c.end, c.closeTimer
+	session, end, err, timer := c.session, c.end, c.due.closeErr, c.closeTimer
 	c.stopAckTimerLocked()
 	c.mu.Unlock()
 	if timer != nil {
@@ -362,6 +362,7 @@ func (c *connection) close() {
 	}
 	if session != nil {
 		session.Close(end)
+		c.tapEnd(session, err)
 		c.logSession("session ended", session, slog.String("end", string(session.End())))
 	}
 }

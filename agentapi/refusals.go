@@ -37,8 +37,9 @@ func versionOf(hello *agentstatsv1.Hello) string {
 	return unique.Make(agent.ShortenText(hello.GetVersion(), maxVersionBytes)).Value()
 }
 
-// noteRefused notes what was refused of a request.
-func (c *connection) noteRefused(refused []agent.Refusal) {
+// noteRefused notes what was refused of a request, 0: of any.
+func (c *connection) noteRefused(sequence int64, refused []agent.Refusal) {
+	c.tapRefused(sequence, refused)
 	if len(refused) > 0 && c.service.Refusals != nil {
 		c.service.Refusals.Refused(c.who.Agent, c.version, refused)
 	}
@@ -52,7 +53,7 @@ func (c *connection) noteStored(sent []fleet.Refusal) {
 			refused = append(refused, sent[i].Refusal)
 		}
 	}
-	c.noteRefused(refused)
+	c.noteRefused(0, refused)
 }
 
 // noteEnd notes that a stream of an agent was refused, or ended, for what the agent did.

@@ -20,6 +20,7 @@ import (
 	"github.com/coder/agentstatsd/agentapi/internal/relayresponses"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/internal/tap"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -56,7 +57,7 @@ type Intervals interface {
 	Factor() float64
 }
 
-// Components are what an AgentService calls; Intervals and Refusals may be absent.
+// Components are what an AgentService calls; Intervals, Refusals and Taps may be absent.
 type Components struct {
 	Fleet     *fleet.Fleet
 	Stats     Stats
@@ -64,6 +65,7 @@ type Components struct {
 	Reports   Reports
 	Intervals Intervals // nil: they are never lengthened
 	Refusals  Refusals  // nil: they are not noted
+	Taps      *tap.Taps // nil: nobody can watch what agents send
 }
 
 var _ agentstatsv1.AgentServiceServer = (*Service)(nil)

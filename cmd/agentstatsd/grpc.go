@@ -14,6 +14,7 @@ import (
 	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/addresses"
+	"github.com/coder/agentstatsd/internal/tap"
 	"github.com/coder/agentstatsd/pubsub"
 )
 
@@ -35,6 +36,9 @@ func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.M
 	s.Add("server", func(n *candidate) error { return s.api.Reconfigure(n.config.serverOptions()) },
 		func() any { return s.api.Options() })
 	s.AddFiles("tokens", s.prepareTokens)
+	if s.taps, err = tap.New(reg); err != nil {
+		return err
+	}
 	agents, err := agentapi.New(s.api, agentapi.Components{
 		Fleet:     s.fleet,
 		Stats:     s.stats(),
@@ -42,6 +46,7 @@ func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.M
 		Reports:   s.reports,
 		Intervals: s.intervals,
 		Refusals:  s.refusals,
+		Taps:      s.taps,
 	}, s.config.agentServiceOptions(), reg, s.log.With("component", "agentapi"))
 	if err != nil {
 		return err

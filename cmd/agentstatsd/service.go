@@ -24,6 +24,7 @@ import (
 	"github.com/coder/agentstatsd/internal/preflight"
 	"github.com/coder/agentstatsd/internal/readiness"
 	"github.com/coder/agentstatsd/internal/stages"
+	"github.com/coder/agentstatsd/internal/tap"
 	"github.com/coder/agentstatsd/intervals"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pubsub"
@@ -60,6 +61,7 @@ type service struct {
 	intervals  *intervals.Intervals
 	api        *grpcserver.Server
 	admin      *adminapi.Service
+	taps       *tap.Taps // of what agents send
 	registry   *metrics.Registry
 
 	grpcListener  net.Listener

@@ -16,6 +16,7 @@ func (s *service) adminComponents() adminapi.Components {
 		Costs:    s.aggregator,
 		Metadata: s.store,
 		Pending:  s.batcher,
+		Taps:     s.taps,
 		Refusals: s.refusals,
 		Pushes:   s.pushed,
 		Metrics:  s.registry,

@@ -35,6 +35,7 @@ import (
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/sqlitetest"
+	"github.com/coder/agentstatsd/internal/tap"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/pushed"
@@ -165,7 +166,9 @@ func Start(t testing.TB, set Settings) *Service {
 	set.Agents.Limits.Series = 1000
 	s.Refusals, err = refusals.New(s.Fleet, refusals.Options{}, s.Registry, log)
 	require.NoError(t, err)
-	agents := agentapi.Components{Fleet: s.Fleet, Stats: s.Series, Metadata: pending, Reports: s.Reports, Refusals: s.Refusals}
+	taps, err := tap.New(s.Registry)
+	require.NoError(t, err)
+	agents := agentapi.Components{Fleet: s.Fleet, Stats: s.Series, Metadata: pending, Reports: s.Reports, Refusals: s.Refusals, Taps: taps}
 	if set.ChangeAgents != nil {
 		set.ChangeAgents(&agents)
 	}
@@ -178,7 +181,7 @@ func Start(t testing.TB, set Settings) *Service {
 	s.Coderds, err = coderdapi.New(s.Server, coderd, set.Coderd, s.Registry, log)
 	require.NoError(t, err)
 	admin := adminapi.Components{
-		Fleet: s.Fleet, Series: s.Series, Costs: s.Series, Metadata: s.Store, Pending: pending, Refusals: s.Refusals, Pushes: s.Pushed, Metrics: s.Registry,
+		Fleet: s.Fleet, Series: s.Series, Costs: s.Series, Metadata: s.Store, Pending: pending, Taps: taps, Refusals: s.Refusals, Pushes: s.Pushed, Metrics: s.Registry,
 		Self: func() adminapi.Self { return adminapi.Self{} }, LogTail: func() []byte { return []byte("a line\n") },
 	}
 	if set.ChangeAdmin != nil {

@@ -3297,11 +3297,12 @@ type WatchAgentResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// When it was received.
 	At *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
-	// What it is: hello, stats, metadata, lifecycle, app_health, network, goodbye, end.
+	// What it is: hello, stats, metadata, lifecycle, app_health, network, refused, goodbye,
+	// end.
 	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
-	// Sequence of the request.
+	// Sequence of the request; 0: it is of none.
 	Sequence float64 `protobuf:"fixed64,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	// What was said, in one line. Values of metadata are not in it.
+	// What was said, in one line of at most 500 bytes. Values of metadata are not in it.
 	Text string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
 	// Events that were left out before this one.
 	Missed        float64 `protobuf:"fixed64,5,opt,name=missed,proto3" json:"missed,omitempty"`

@@ -73,9 +73,10 @@ type AdminServiceClient interface {
 	// not as expected. It takes as long as a scrape of the family. Two are served at a time;
 	// beyond that RESOURCE_EXHAUSTED.
 	ExplainSeries(ctx context.Context, in *ExplainSeriesRequest, opts ...grpc.CallOption) (*ExplainSeriesResponse, error)
-	// WatchAgent streams what an agent that is connected to the replica sends, from now on. A
-	// watcher that is slow misses some of it. NOT_FOUND and FAILED_PRECONDITION are as of
-	// DescribeAgent.
+	// WatchAgent streams what an agent sends to the replica from now on. The header is sent
+	// once it is watched, whether it is connected or not. A watcher that is slow misses some
+	// of it. NOT_FOUND and FAILED_PRECONDITION are as of DescribeAgent; NOT_FOUND comes later
+	// if the agent is removed, RESOURCE_EXHAUSTED if 16 are watched already.
 	WatchAgent(ctx context.Context, in *WatchAgentRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchAgentResponse], error)
 	// TopAgents streams which agents use the most of the replica, each interval. The first
 	// answer comes after one. At most 4 are served at a time.
@@ -303,9 +304,10 @@ type AdminServiceServer interface {
 	// not as expected. It takes as long as a scrape of the family. Two are served at a time;
 	// beyond that RESOURCE_EXHAUSTED.
 	ExplainSeries(context.Context, *ExplainSeriesRequest) (*ExplainSeriesResponse, error)
-	// WatchAgent streams what an agent that is connected to the replica sends, from now on. A
-	// watcher that is slow misses some of it. NOT_FOUND and FAILED_PRECONDITION are as of
-	// DescribeAgent.
+	// WatchAgent streams what an agent sends to the replica from now on. The header is sent
+	// once it is watched, whether it is connected or not. A watcher that is slow misses some
+	// of it. NOT_FOUND and FAILED_PRECONDITION are as of DescribeAgent; NOT_FOUND comes later
+	// if the agent is removed, RESOURCE_EXHAUSTED if 16 are watched already.
 	WatchAgent(*WatchAgentRequest, grpc.ServerStreamingServer[WatchAgentResponse]) error
 	// TopAgents streams which agents use the most of the replica, each interval. The first
 	// answer comes after one. At most 4 are served at a time.
