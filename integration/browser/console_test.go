@@ -119,6 +119,12 @@ func TestRefresh(t *testing.T) {
 	renewed()
 	renewed()
 	require.True(t, evaluate[bool](b, `document.querySelector("#replica-1 details").open`))
+	// Nor is a table in the way that was clicked. It stays scrolled, and has the focus.
+	b.look(240, "light")
+	run(b, chromedp.Evaluate[chromedp.Void](`{const table = document.querySelector("#replica-1 .scroll"); table.focus(); table.scrollLeft = 40}`))
+	renewed()
+	require.True(t, evaluate[bool](b, `document.activeElement.closest("#replica-1") !== null`))
+	require.Equal(t, 40, evaluate[int](b, `document.querySelector("#replica-1 .scroll").scrollLeft`))
 
 	stands := func(why string) {
 		t.Helper()

@@ -11,9 +11,11 @@
   let paused = false;
   let since = new Date();
 
+  // A table that can be scrolled has the focus once it is clicked, which is no work.
   const inUse = (part) => {
+    const active = document.activeElement;
     const selection = document.getSelection();
-    return part.contains(document.activeElement) ||
+    return (part.contains(active) && !active.classList.contains("scroll")) ||
       (selection && !selection.isCollapsed && part.contains(selection.anchorNode));
   };
 
@@ -25,11 +27,18 @@
   const replace = (part, next) => {
     if (!next || inUse(part) || sent.get(part.id) === next.innerHTML) return;
     sent.set(part.id, next.innerHTML);
-    const scrolled = [...part.querySelectorAll(".scroll")].map((e) => e.scrollLeft);
-    const open = [...part.querySelectorAll("details")].map((e) => e.open);
+    const tables = () => [...part.querySelectorAll(".scroll")];
+    const details = () => [...part.querySelectorAll("details")];
+    const before = tables();
+    const scrolled = before.map((e) => e.scrollLeft);
+    const focused = before.indexOf(document.activeElement);
+    const open = details().map((e) => e.open);
     part.replaceChildren(...next.childNodes);
-    part.querySelectorAll("details").forEach((e, i) => { e.open = open[i] ?? e.open; });
-    part.querySelectorAll(".scroll").forEach((e, i) => { e.scrollLeft = scrolled[i] ?? 0; });
+    details().forEach((e, i) => { e.open = open[i] ?? e.open; });
+    tables().forEach((e, i) => {
+      e.scrollLeft = scrolled[i] ?? 0;
+      if (i === focused) e.focus({ preventScroll: true });
+    });
   };
 
   const say = (text) => {
