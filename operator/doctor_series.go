@@ -57,11 +57,14 @@ func doctorSeriesCommand() *serpent.Command {
 // outcomes say what the exit codes of doctor series mean. The conclusion was printed.
 var outcomes = map[int]string{exitFault: "it is not as expected", exitNotAsked: "not all replicas that might serve it were asked"}
 
-// Causes that another replica may know more of: it has the agent, or the family.
-const (
-	causeElsewhere = "other_replica"
-	causeUnknown   = "unknown_family"
-)
+// causeElsewhere is the cause of a finding that says that another replica serves it.
+const causeElsewhere = "other_replica"
+
+// causes are those of findings, the most telling first.
+var causes = []string{
+	"refused", "over_limit", "type_conflict", "hidden_by_pushed", "hidden_by_newer", "superseded", "not_registered", "grouped", "expired",
+	"doubled", "stale", "no_report", "other_labels", "unknown_family", causeElsewhere,
+}
 
 // diagnosis is what all replicas' explanations come to.
 type diagnosis struct {
@@ -74,56 +77,79 @@ type diagnosis struct {
 // others do not is as it should be.
 func (a *asked) diagnose(answers []answer[*agentstatsv1.ExplainSeriesResponse]) diagnosis {
 	var d diagnosis
+	var servers []string
 	by := make(map[string][]string) // replicas by the series that they serve
-	var first *agentstatsv1.ExplainSeriesResponse
 	for _, r := range answers {
-		d.served += r.value.GetServedCount()
+		if d.served += r.value.GetServedCount(); r.value.GetServedCount() > 0 {
+			servers = append(servers, r.label())
+		}
 		for _, series := range r.value.GetServed() {
 			by[series] = append(by[series], r.label())
 		}
-		if len(r.value.GetFindings()) == 0 {
-			continue
-		}
-		switch cause := r.value.GetFindings()[0].GetCause(); {
-		case cause == causeElsewhere:
-		case first == nil, first.GetFindings()[0].GetCause() == causeUnknown:
-			first = r.value
-		}
 	}
 	for _, series := range slices.Sorted(maps.Keys(by)) {
-		if replicas := by[series]; len(replicas) > 1 {
-			d.code = exitFault
-			d.conclusion = fmt.Sprintf("%s is doubled: %s serve it.", series, strings.Join(replicas, " and "))
+		if replicas := by[series]; len(replicas) > 1 && isOfOneAgent(series) {
+			d.code, d.conclusion = exitFault, fmt.Sprintf("%s is doubled: %s serve it.", series, strings.Join(replicas, " and "))
 			return d
 		}
 	}
-	served := func(r answer[*agentstatsv1.ExplainSeriesResponse]) bool {
-		return r.value.GetServedCount() > 0 && len(r.value.GetFindings()) == 0
-	}
-	for _, r := range answers {
-		if served(r) {
-			d.conclusion = fmt.Sprintf("%s: %s", r.label(), r.value.GetConclusion())
-			return d
-		}
-	}
-	away := len(a.away) + len(a.unasked)
+	cause, away := mainCause(answers, d.served > 0), len(a.away)+len(a.unasked)
+	isElsewhere := cause == nil || cause.GetCause() == causeElsewhere
 	switch {
-	case first != nil && (away == 0 || d.served > 0):
-		d.code, d.conclusion = exitFault, first.GetConclusion()
-	case away > 0:
+	case d.served > 0 && isElsewhere:
+		d.conclusion = fmt.Sprintf("%s, by %s.", servedText(d.served), strings.Join(servers, " and "))
+	case d.served > 0:
+		d.code, d.conclusion = exitFault, servedText(d.served)+", but: "+cause.GetText()
+	case away > 0 && (isElsewhere || isOfReplica(cause)):
 		d.code = exitNotAsked
 		d.conclusion = fmt.Sprintf("No replica that was asked serves it, and %d could not be asked: give the --address of each.", away)
+	case cause != nil:
+		d.code, d.conclusion = exitFault, "No series that matches is served: "+cause.GetText()
 	default:
 		d.code, d.conclusion = exitFault, answers[0].value.GetConclusion()
 	}
 	return d
 }
 
+func servedText(n float64) string {
+	if n == 1 {
+		return "1 series matches and is served"
+	}
+	return number(n) + " series match and are served"
+}
+
+// isOfOneAgent reports whether a series has all labels that tell agents apart. Others may
+// be served by several replicas, each for its own agents or for itself.
+func isOfOneAgent(series string) bool {
+	return strings.Contains(series, `agent_name="`) && strings.Contains(series, `workspace_name="`) && strings.Contains(series, `username="`)
+}
+
+// isOfReplica reports whether a finding says only what the replica itself does not know.
+func isOfReplica(f *agentstatsv1.Finding) bool {
+	return f.GetAgentId() == "" && slices.Contains([]string{"no_report", "other_labels", "unknown_family"}, f.GetCause())
+}
+
+// mainCause returns the most telling finding of all; nil: there is none. What one replica
+// does not know is no cause if others serve it. A cause that is not known here comes first.
+func mainCause(answers []answer[*agentstatsv1.ExplainSeriesResponse], isServed bool) (first *agentstatsv1.Finding) {
+	for _, r := range answers {
+		for _, f := range r.value.GetFindings() {
+			if isServed && isOfReplica(f) {
+				continue
+			}
+			if first == nil || slices.Index(causes, f.GetCause()) < slices.Index(causes, first.GetCause()) {
+				first = f
+			}
+		}
+	}
+	return first
+}
+
 // explanationsText returns what replicas have found, for people.
 func explanationsText(answers []answer[*agentstatsv1.ExplainSeriesResponse]) string {
 	var b strings.Builder
 	for _, r := range answers {
-		fmt.Fprintf(&b, "%s: %s series match and are served\n", shown(r.label()), number(r.value.GetServedCount()))
+		fmt.Fprintf(&b, "%s: %s\n", shown(r.label()), servedText(r.value.GetServedCount()))
 		for _, series := range r.value.GetServed() {
 			fmt.Fprintf(&b, "  %s\n", shown(series))
 		}

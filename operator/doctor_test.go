@@ -183,29 +183,39 @@ func TestDoctorWithoutAReplica(t *testing.T) {
 }
 
 func TestDoctorSeries(t *testing.T) {
-	served := &pb.ExplainSeriesResponse{Served: []string{`x{a="b"} 1`}, ServedCount: 1, Conclusion: "It is served."}
-	elsewhere := &pb.ExplainSeriesResponse{Findings: []*pb.Finding{{Cause: causeElsewhere, Text: "The agent is connected to b."}}, Conclusion: "It is at b."}
-	expired := &pb.ExplainSeriesResponse{Findings: []*pb.Finding{
-		{Cause: "expired", Text: "No report for 3m.", Remedy: "Look at the agent.\x1b[2J"}, {Cause: causeElsewhere, Text: "It may be at c.", Url: "https://c.example.com/status"},
-	}, Conclusion: "It has expired."}
-	unknown := &pb.ExplainSeriesResponse{Conclusion: "No agent sends it."}
-	noFamily := &pb.ExplainSeriesResponse{Findings: []*pb.Finding{{Cause: causeUnknown, Text: "Nobody here has it."}}, Conclusion: "Nobody has it."}
+	const series = `x{agent_name="main",username="ada",workspace_name="dev"}`
+	found := func(cause, agent, text string) *pb.Finding {
+		return &pb.Finding{Cause: cause, AgentId: agent, Text: text}
+	}
+	answer := func(served string, findings ...*pb.Finding) *pb.ExplainSeriesResponse {
+		if served == "" {
+			return &pb.ExplainSeriesResponse{Findings: findings, Conclusion: "Nobody knows."}
+		}
+		return &pb.ExplainSeriesResponse{ServedCount: 1, Served: []string{served}, Findings: findings}
+	}
+	elsewhere, expired := found(causeElsewhere, "1", "The agent is at b."), found("expired", "1", "It has expired.")
+	silent, unknown := found("no_report", "1", "Not connected."), found("unknown_family", "", "No such family.")
+	const notAsked = "No replica that was asked serves it, and 1 could not be asked: give the --address of each."
 	for name, c := range map[string]struct {
 		a, b *pb.ExplainSeriesResponse
 		away bool
 		last string // line of what is printed
 		code int
 	}{
-		"served":           {elsewhere, served, false, "b: It is served.", 0},
-		"served, one away": {elsewhere, served, true, "b: It is served.", 0},
-		"doubled":          {served, served, false, `x{a="b"} 1 is doubled: a and b serve it.`, 1},
-		"cause":            {elsewhere, expired, false, "It has expired.", 1},
-		"cause, one away":  {elsewhere, expired, true, "No replica that was asked serves it, and 1 could not be asked: give the --address of each.", 2},
-		"cause, last":      {noFamily, expired, false, "It has expired.", 1},
-		"no family":        {elsewhere, noFamily, false, "Nobody has it.", 1},
-		"elsewhere":        {elsewhere, elsewhere, false, "It is at b.", 1},
-		"elsewhere, away":  {elsewhere, elsewhere, true, "No replica that was asked serves it, and 1 could not be asked: give the --address of each.", 2},
-		"not found":        {unknown, unknown, false, "No agent sends it.", 1},
+		"served":                 {answer("", elsewhere), answer(series), false, "1 series matches and is served, by b.", 0},
+		"served, one away":       {answer("", elsewhere), answer(series), true, "1 series matches and is served, by b.", 0},
+		"served by both":         {answer("y", elsewhere), answer("y", elsewhere), false, "2 series match and are served, by a and b.", 0},
+		"served, not known to a": {answer("", unknown), answer(series), false, "1 series matches and is served, by b.", 0},
+		"doubled":                {answer(series), answer(series), false, series + " is doubled: a and b serve it.", 1},
+		"served, with a cause":   {answer("", elsewhere), answer(series, expired), false, "1 series matches and is served, but: It has expired.", 1},
+		"cause":                  {answer("", elsewhere), answer("", silent, expired), false, "No series that matches is served: It has expired.", 1},
+		"cause, one away":        {answer("", elsewhere), answer("", silent), true, "No series that matches is served: Not connected.", 1},
+		"new cause":              {answer("", expired), answer("", found("eaten", "1", "The cat has it.")), false, "No series that matches is served: The cat has it.", 1},
+		"elsewhere":              {answer("", elsewhere), answer("", elsewhere), false, "No series that matches is served: The agent is at b.", 1},
+		"elsewhere, one away":    {answer("", elsewhere), answer("", elsewhere), true, notAsked, 2},
+		"not known":              {answer("", unknown), answer("", unknown), false, "No series that matches is served: No such family.", 1},
+		"not known, one away":    {answer("", unknown), answer("", unknown), true, notAsked, 2},
+		"nothing":                {answer(""), answer(""), false, "Nobody knows.", 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			fakes := wellDeployment()
@@ -231,21 +241,23 @@ func TestDoctorSeries(t *testing.T) {
 		})
 	}
 	fakes := wellDeployment()
-	fakes[0].explained, fakes[1].explained = expired, served
+	fakes[0].explained, fakes[1].explained = answer("", expired, elsewhere), answer(series)
+	expired.Remedy, elsewhere.Url = "Look at the agent.\x1b[2J", "http://b/"
 	fakes[1].explained.ServedCount = 3
 	r := run(t, "doctor", "series", "x", "--address", startDeployment(t, fakes))
 	require.Equal(t, `a: 0 series match and are served
-  expired: No report for 3m.
+  expired: It has expired.
     Look at the agent.\x1b[2J
-  other_replica: It may be at c.
-    https://c.example.com/status
+  other_replica: The agent is at b.
+    http://b/
 
 b: 3 series match and are served
-  x{a="b"} 1
+  `+series+`
   and 2 more
 
-b: It is served.
+3 series match and are served, but: It has expired.
 `, r.stdout)
+	require.EqualError(t, r.err, "it is not as expected")
 	r = run(t, "doctor", "series", "{", "--address", addressesOf(fakes...))
 	require.EqualError(t, r.err, "selector: want a name")
 	require.Equal(t, exitFault, ExitCode(r.err))
