@@ -53,7 +53,7 @@ func ExitCode(err error) int {
 // Commands returns the commands, in the order of the help.
 func Commands() []*serpent.Command {
 	return []*serpent.Command{
-		statusCommand(), agentsCommand(), agentCommand(), topCommand(), watchCommand(), metadataCommand(), refusalsCommand(), cardinalityCommand(),
+		statusCommand(), agentsCommand(), agentCommand(), topCommand(), watchCommand(), metadataCommand(), refusalsCommand(), cardinalityCommand(), configCommand(),
 		deregisterCommand(), drainCommand(), doctorCommand(), bundleCommand(),
 	}
 }
