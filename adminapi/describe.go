@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/agent"
@@ -71,7 +72,8 @@ func (s *Service) DescribeAgent(ctx context.Context, req *agentstatsv1.DescribeA
 	}
 	resp.Metadata, err = s.metadataOf(ctx, reg.ID)
 	if err != nil {
-		resp.MetadataProblem = err.Error()
+		// The text of the error is for the log, as Failure has it.
+		resp.MetadataProblem = status.Convert(s.server.Failure(ctx, "read the metadata of an agent", err)).Message()
 	}
 	return resp, ctx.Err()
 }

@@ -112,7 +112,7 @@ func TestDescribeAgentWithoutDatabase(t *testing.T) {
 	c.RequireAck(edgetest.Ack{Received: c.SendNext(edgetest.Metadata("cpu", "3 cores"))})
 	s.Connect(edgetest.Session{Agent: 1, Instance: 2})
 	resp := describe(s, "ada/ws1")
-	require.Equal(t, edgetest.ErrDown.Error(), resp.GetMetadataProblem())
+	require.Equal(t, "the database cannot be used now; try again", resp.GetMetadataProblem(), "its own words are for the log")
 	require.Len(t, resp.GetMetadata(), 1)
 	require.True(t, proto.Equal(&pb.AgentMetadataEntry{Key: "cpu", Pending: true}, resp.GetMetadata()[0]))
 	require.Equal(t, "takeover", resp.GetLastSessions()[0].GetEnd())

@@ -91,7 +91,7 @@ func agentText(a *agentstatsv1.DescribeAgentResponse, now time.Time) string {
 		{"refused", number(s.GetRefused())},
 		{"declared keys", strings.Join(a.GetDeclaredMetadataKeys(), ", ")},
 	})}
-	parts = append(parts, metadataText(a.GetMetadata(), now), seriesText(a.GetSeries()), refusedText(a.GetRefused(), now), appsText(a.GetApps()),
+	parts = append(parts, metadataText(a, now), seriesText(a.GetSeries()), refusedText(a.GetRefused(), now), appsText(a.GetApps()),
 		sessionsText(a.GetLastSessions(), now))
 	return joinParts(parts)
 }
@@ -133,20 +133,25 @@ func sessionText(s *agentstatsv1.AgentSession, now time.Time) string {
 	return text
 }
 
-// metadataText returns the table of an agent's metadata; empty without any.
-func metadataText(entries []*agentstatsv1.AgentMetadataEntry, now time.Time) string {
-	if len(entries) == 0 {
-		return ""
+// metadataText returns the table of an agent's metadata, and why values are missing;
+// empty without both.
+func metadataText(a *agentstatsv1.DescribeAgentResponse, now time.Time) string {
+	problem := ""
+	if p := a.GetMetadataProblem(); p != "" {
+		problem = "stored metadata is not known: " + shown(p) + "\n"
+	}
+	if len(a.GetMetadata()) == 0 {
+		return problem
 	}
 	t := newTable("METADATA", "VALUE", "ERROR", "COLLECTED", "PENDING")
-	for _, e := range entries {
+	for _, e := range a.GetMetadata() {
 		pending := ""
 		if e.GetPending() {
 			pending = "a newer one"
 		}
 		t.row(e.GetKey(), e.GetValue(), e.GetError(), ago(now, e.GetCollectedAt()), pending)
 	}
-	return t.String()
+	return t.String() + problem
 }
 
 func seriesText(families []*agentstatsv1.NamedCount) string {

@@ -145,6 +145,25 @@ disk             exit 1\n\x1b[31m
 	require.EqualError(t, r.err, "no workspace with agents is named so: agentstatsd agents --owner ada lists those of its owner")
 }
 
+// What the database does not say is not taken for nothing.
+func TestMetadataThatIsNotKnown(t *testing.T) {
+	here, _ := twoReplicas(t)
+	here.described[adaID].Metadata = nil
+	here.described[adaID].MetadataProblem = "the database\x1b[2J cannot be used now"
+	problem := "stored metadata is not known: the database\\x1b[2J cannot be used now\n"
+	r := run(t, "metadata", "ada/dev", "--address", here.address)
+	require.NoError(t, r.err)
+	require.Equal(t, "ada/dev.main, connected\n"+problem, r.stdout)
+	r = run(t, "deregister", "ada/dev", "--dry-run", "--address", here.address)
+	require.NoError(t, r.err)
+	require.Contains(t, r.stdout, "not known")
+
+	here.described[adaID].Metadata = []*pb.AgentMetadataEntry{{Key: "cpu", Pending: true}}
+	r = run(t, "agent", "ada/dev", "--address", here.address)
+	require.NoError(t, r.err)
+	require.Contains(t, r.stdout, "a newer one\n"+problem)
+}
+
 func TestWatch(t *testing.T) {
 	here, _ := twoReplicas(t)
 	there := startFake(t, "127.0.0.1", &fake{statuses: []*pb.ReplicaStatus{replicaStatus("c")}}, nil) // does not know it yet

@@ -108,8 +108,12 @@ func goesText(agents []*agentstatsv1.DescribeAgentResponse, now time.Time) strin
 		if s.GetReplica() != "" || a.GetSession() != nil {
 			session = strings.TrimSpace("open " + s.GetReplica())
 		}
+		keys := fmt.Sprintf("%d keys", len(a.GetMetadata()))
+		if a.GetMetadataProblem() != "" {
+			keys = "not known"
+		}
 		t.row(agentName(s.GetOwner(), s.GetWorkspace(), s.GetName()), s.GetId(), s.GetTemplate(), s.GetStatus(), session, optionalNumber(s.Series),
-			fmt.Sprintf("%d keys", len(a.GetMetadata())), ago(now, s.GetLastSeenAt()))
+			keys, ago(now, s.GetLastSeenAt()))
 	}
 	return t.String()
 }

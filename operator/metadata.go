@@ -41,7 +41,7 @@ func metadataCommand() *serpent.Command {
 				for _, agent := range agents {
 					s := agent.GetSummary()
 					parts = append(parts, fmt.Sprintf("%s, %s\n%s", shown(agentName(s.GetOwner(), s.GetWorkspace(), s.GetName())), s.GetStatus(),
-						cmp.Or(metadataText(agent.GetMetadata(), time.Now()), "no metadata\n")))
+						cmp.Or(metadataText(agent, time.Now()), "no metadata\n")))
 				}
 				err = print(inv.Stdout, joinParts(parts))
 			}

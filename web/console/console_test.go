@@ -173,6 +173,16 @@ func TestMetadataValuesAreBlank(t *testing.T) {
 	}
 }
 
+// What the database does not say is not taken for nothing.
+func TestMetadataThatIsNotKnown(t *testing.T) {
+	f := newFake()
+	f.agent.Metadata, f.agent.MetadataProblem = nil, "the database cannot be used now; "+hostile
+	text := textOf(t, get(t, consoleOf(t, f, Options{}), http.MethodGet, "/status/agents/x").Body.String())
+	require.Contains(t, text, "It is not known.")
+	require.Contains(t, text, "What is stored is not known: the database cannot be used now")
+	require.NotContains(t, text, "It has none. What")
+}
+
 // The history is a part of a page. Without it the page is there, and says so.
 func TestPageWithoutHistory(t *testing.T) {
 	f := newFake()
