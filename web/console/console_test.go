@@ -107,7 +107,7 @@ func TestPagesShow(t *testing.T) {
 			"/status/refusals":            {"too many agent series", "6a1c9e5e-0000-4000-8000-00000000000f", "Refused items by owner", "others 3", "unknown 1"},
 			"/status/durability":          {"one 100 10 50 20 5 15 yes", "two 3 s ago 3 0 0 0 0 0 no, by 3", "It did not say.", "Flush –", "20 ms"},
 			"/status/explain":             {"A selector is a name"},
-			"/status/explain?selector=x":  {"Conclusion It is hidden by", "Hidden by newer", "it expired", "its page", "Served now: 1 of 30"},
+			"/status/explain?selector=x":  {"Conclusion It is hidden by", "Hidden by newer", "it expired", "its page", "its page there", "Served now: 1 of 30"},
 			"/status/pushes":              {"fresh, passed through", "expired", "8 s ago"},
 			"/status/config":              {"1 of 2 options are set", "--prometheus-address", "restart", "--max-series"},
 			"/status/config?show=changed": {"Show all", "--prometheus-address"},

@@ -192,7 +192,7 @@ func newFake() *fake {
 			{Replica: hostile, Instance: "ab", Families: 3, Series: 30, PushedAt: at(8 * time.Second), PassThrough: true}, {Replica: "old", PushedAt: at(time.Hour), Expired: true},
 		}},
 		explanation: &agentstatsv1.ExplainSeriesResponse{
-			Findings: []*agentstatsv1.Finding{{Cause: "hidden_by_newer", Text: "hidden " + hostile, Remedy: hostile, AgentId: "6a1c9e5e-0000-4000-8000-000000000001"}, {Cause: "expired", Text: "it expired"}},
+			Findings: []*agentstatsv1.Finding{{Cause: "hidden_by_newer", Text: "hidden " + hostile, Remedy: hostile, AgentId: "6a1c9e5e-0000-4000-8000-000000000001"}, {Cause: "expired", Text: "it expired"}, {Cause: "other_replica", Text: "it is elsewhere", AgentId: "6a1c9e5e-0000-4000-8000-000000000001", Url: "http://10.0.0.2:2112/"}},
 			Served:   []string{`x{a="` + hostile + `"} 1`}, ServedCount: 30, Conclusion: "It is hidden by " + hostile,
 		},
 	}
