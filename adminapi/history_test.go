@@ -88,10 +88,10 @@ func TestHistory(t *testing.T) {
 		require.NoError(t, err)
 		require.InDelta(t, 1, status.GetReplicas()[0].GetCores(), 1e-9, "since the last step")
 
-		step(500)
+		step(245)
 		charts, _ = get()
 		for i, v := range charts["series"] {
-			require.Equal(t, float64(503-239+i), v)
+			require.Equal(t, float64(248-239+i), v)
 		}
 		require.True(t, math.IsNaN(charts["scrape_seconds"][239]), "none for a minute")
 	})
