@@ -19,6 +19,7 @@ import (
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/outage"
 	"github.com/coder/agentstatsd/internal/tap"
+	"github.com/coder/agentstatsd/optiontable"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 	"github.com/coder/agentstatsd/refusals"
 )
@@ -55,6 +56,8 @@ type Components struct {
 	Statuses Statuses
 	// Self returns what they do not say of this replica, at once.
 	Self func() Self
+	// Config returns the options in force, and their hash.
+	Config func() (options []optiontable.Row, hash uint64)
 	// LogTail returns the newest lines of the log.
 	LogTail func() []byte
 }
@@ -84,7 +87,7 @@ type Service struct {
 func New(server *grpcserver.Server, c Components, reg prometheus.Registerer, log *slog.Logger) (*Service, error) {
 	switch {
 	case c.Fleet == nil, c.Series == nil, c.Costs == nil, c.Metadata == nil, c.Pending == nil, c.Taps == nil, c.Refusals == nil, c.Pushes == nil, c.Metrics == nil,
-		c.Self == nil, c.LogTail == nil:
+		c.Self == nil, c.Config == nil, c.LogTail == nil:
 		return nil, fmt.Errorf("adminapi components: one is absent: %+v", c)
 	case (c.Replicas == nil) != (c.Statuses == nil):
 		return nil, errors.New("adminapi components: want both of Replicas and Statuses, or none")

@@ -9,18 +9,12 @@ import (
 	"github.com/coder/serpent"
 )
 
-// sourceNames are what people call the sources of values.
-var sourceNames = map[serpent.ValueSource]string{
-	serpent.ValueSourceFlag: "flag", serpent.ValueSourceEnv: "environment", serpent.ValueSourceYAML: "file",
-	serpent.ValueSourceDefault: "default", serpent.ValueSourceNone: "default",
-}
-
 // Print writes the options as the YAML file that sets them, each with its source as a
 // comment, without secrets. Options that no file has are comments.
 func Print(w io.Writer, options serpent.OptionSet) error {
 	var b strings.Builder
 	var group *serpent.Group
-	for i := range options {
+	for i, row := range Rows(options) {
 		o := &options[i]
 		if o.Group != group {
 			group = o.Group
@@ -29,10 +23,10 @@ func Print(w io.Writer, options serpent.OptionSet) error {
 			}
 		}
 		if o.YAML == "" || o.Group == nil {
-			fmt.Fprintf(&b, "# --%s %s (%s)\n", o.Flag, Shown(o), sourceNames[o.ValueSource])
+			fmt.Fprintf(&b, "# --%s %s (%s)\n", row.Flag, row.Value, row.Source)
 			continue
 		}
-		fmt.Fprintf(&b, "  %s: %s # %s\n", o.YAML, yamlValue(o), sourceNames[o.ValueSource])
+		fmt.Fprintf(&b, "  %s: %s # %s\n", o.YAML, yamlValue(o, row.Value), row.Source)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
@@ -40,10 +34,10 @@ func Print(w io.Writer, options serpent.OptionSet) error {
 
 // yamlValue returns a value as the file has it. Texts are quoted in the way of JSON, which
 // YAML reads.
-func yamlValue(o *serpent.Option) string {
+func yamlValue(o *serpent.Option, value string) string {
 	switch o.Value.Type() {
 	case "bool", Integer, SizeType, "duration":
-		return Shown(o)
+		return value
 	}
-	return strconv.Quote(Shown(o))
+	return strconv.Quote(value)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 
 	"github.com/coder/serpent"
 
@@ -22,10 +23,11 @@ type Configuration interface {
 // Parts are what a reload changes: components that take options of a configuration C while
 // they run, and files. They are added before the first Prepare.
 type Parts[C Configuration] struct {
-	// InForce is the configuration in force. Only a reload changes it.
-	InForce C
-	parts   []part[C]
-	files   []files[C]
+	parts []part[C]
+	files []files[C]
+
+	mu      sync.RWMutex
+	inForce C // guarded by mu
 }
 
 type part[C any] struct {
@@ -37,6 +39,22 @@ type part[C any] struct {
 type files[C any] struct {
 	name    string
 	prepare func(C, *slog.Logger) (use func() (changed bool), err error)
+}
+
+// Start sets the configuration that the process starts with, before all else.
+func (p *Parts[C]) Start(c C) { p.set(c) }
+
+// InForce returns the configuration in force. Only a reload changes which one that is.
+func (p *Parts[C]) InForce() C {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.inForce
+}
+
+func (p *Parts[C]) set(c C) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.inForce = c
 }
 
 // Add adds a component. reconfigure changes nothing if it returns an error. options returns
@@ -61,7 +79,7 @@ func (p *Parts[C]) Each(f func(name string, options any)) {
 // It reads the files, and changes nothing but next: of what needs a restart that gets the
 // values in force. What is to be known of the files goes to log.
 func (p *Parts[C]) Prepare(next C, log *slog.Logger) (*Change, error) {
-	changed, needRestart, err := optiontable.Settle(p.InForce.Options(), next.Options())
+	changed, needRestart, err := optiontable.Settle(p.InForce().Options(), next.Options())
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +108,7 @@ func (p *Parts[C]) Prepare(next C, log *slog.Logger) (*Change, error) {
 					used = append(used, p.files[i].name)
 				}
 			}
-			p.InForce = next
+			p.set(next)
 			return used, nil
 		},
 	}, nil
@@ -105,7 +123,7 @@ func (p *Parts[C]) reconfigure(next C) error {
 		}
 		errs := []error{fmt.Errorf("%s: %w", part.name, err)}
 		for _, done := range slices.Backward(p.parts[:i]) {
-			errs = append(errs, done.reconfigure(p.InForce))
+			errs = append(errs, done.reconfigure(p.InForce()))
 		}
 		return errors.Join(errs...)
 	}

@@ -40,7 +40,8 @@ func configuration(t *testing.T, number string) *one {
 
 // If a part refuses what the checks let through, those before it get back what they had.
 func TestReloadIsAllOrNothing(t *testing.T) {
-	p := &Parts[*one]{InForce: configuration(t, "1")}
+	p := new(Parts[*one])
+	p.Start(configuration(t, "1"))
 	has := []int64{1, 1}
 	refuses := errors.New("no")
 	used := 0

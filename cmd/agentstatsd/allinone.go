@@ -107,7 +107,7 @@ func runAllInOne(ctx context.Context, b *bridgeConfig, log *slog.Logger) error {
 	if err != nil {
 		return unlessStopped(ctx, err)
 	}
-	s.InForce.bridge = b
+	s.InForce().bridge = b
 	agents, err := b.buildBeside(ctx, s)
 	if err != nil {
 		s.close()

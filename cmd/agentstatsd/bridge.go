@@ -22,7 +22,6 @@ import (
 	"github.com/coder/agentstatsd/internal/stages"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/optiontable"
-	"github.com/coder/agentstatsd/reload"
 	"github.com/coder/agentstatsd/scrape"
 	"github.com/coder/agentstatsd/secrets"
 	"github.com/coder/agentstatsd/web"
@@ -175,7 +174,8 @@ func runBridge(ctx context.Context, c *bridgeConfig, log *slog.Logger) error {
 // newBridge makes a bridge, and its endpoints, which are those of a service.
 func newBridge(c *bridgeConfig, log *slog.Logger) (_ *service, p *bridgeParts, err error) {
 	c.prometheusEnable = true // readiness is there
-	s := &service{config: &c.config, log: log, registry: metrics.NewRegistry(), reloading: reloading{Parts: reload.Parts[*candidate]{InForce: &candidate{config: &c.config, bridge: c}}}}
+	s := &service{config: &c.config, log: log, registry: metrics.NewRegistry()}
+	s.Start(&candidate{config: &c.config, bridge: c})
 	if s.tls, err = c.watchTLS(log); err != nil {
 		return nil, nil, err
 	}

@@ -36,7 +36,7 @@ func (r *reloading) addGate(name string, gate *handshake.Gate) {
 
 // prepareReload reads the configuration and the files, and changes nothing.
 func (r *reloading) prepareReload(log *slog.Logger) (*reload.Change, error) {
-	next, err := r.InForce.config.sources.reread()
+	next, err := r.InForce().config.sources.reread()
 	if err != nil {
 		return nil, err
 	}

@@ -119,7 +119,7 @@ func TestReload(t *testing.T) {
 	r := newReloaded(t, "")
 	var reloaded []string
 	for _, o := range new(config).options() {
-		if o.YAML == "" || r.InForce.config.sources.given[o.Flag].Flag != "" {
+		if o.YAML == "" || r.InForce().config.sources.given[o.Flag].Flag != "" {
 			continue
 		}
 		w := wirings[o.Flag]
@@ -171,7 +171,7 @@ func TestReloadOfBridge(t *testing.T) {
 	r := newReloadedBridge(t)
 	var reloaded []string
 	for _, o := range new(bridgeConfig).options() {
-		if o.YAML == "" || r.InForce.config.sources.given[o.Flag].Flag != "" {
+		if o.YAML == "" || r.InForce().config.sources.given[o.Flag].Flag != "" {
 			continue
 		}
 		w := bridgeWirings[o.Flag]
@@ -272,7 +272,7 @@ func TestReloadKeepsWhatFlagsGave(t *testing.T) {
 	require.Len(t, o.NeedRestart, 1)
 	require.Equal(t, "--lease-duration: 15s -> 20s", o.NeedRestart[0].String())
 	require.Equal(t, 8, r.fleet.Options().MaxAgents)
-	require.Equal(t, []string{"a=sum", "b=max"}, r.InForce.config.pushMerge)
+	require.Equal(t, []string{"a=sum", "b=max"}, r.InForce().config.pushMerge)
 	// The next one compares with what is in force, not with what the file had.
 	o = r.reloader.Reload()
 	require.Len(t, o.NeedRestart, 1)

@@ -30,7 +30,6 @@ import (
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/pushed"
 	"github.com/coder/agentstatsd/refusals"
-	"github.com/coder/agentstatsd/reload"
 	"github.com/coder/agentstatsd/replica"
 	"github.com/coder/agentstatsd/reports"
 	"github.com/coder/agentstatsd/scrape"
@@ -86,7 +85,8 @@ func newService(ctx context.Context, c *config, log *slog.Logger) (_ *service, e
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	s := &service{config: c, log: log, reloading: reloading{Parts: reload.Parts[*candidate]{InForce: &candidate{config: c}}}}
+	s := &service{config: c, log: log}
+	s.Start(&candidate{config: c})
 	// Before anything is made on disk.
 	if s.tls, err = watchServerTLS(c, log); err != nil {
 		return nil, err

@@ -73,39 +73,16 @@ func databasePlace(c *config) string {
 	if c.databaseURL == "" {
 		return "sqlite " + filepath.Join(c.dataDir, databaseFile)
 	}
-	return serverOf(c.databaseURL)
+	return addresses.ServerOf(c.databaseURL)
 }
 
 // pubsubPlace names what carries messages between replicas.
 func pubsubPlace(c *config) string {
 	switch {
 	case c.pubsubURL != "":
-		return serverOf(c.pubsubURL)
+		return addresses.ServerOf(c.pubsubURL)
 	case c.databaseURL != "":
 		return "database"
 	}
 	return "memory"
-}
-
-// serverOf returns the scheme, the servers and the path of URLs, which are separated by
-// commas or have several servers each. It returns less of what is unclear.
-func serverOf(urls string) string {
-	scheme := addresses.Scheme(urls)
-	var servers []string
-	for url := range strings.SplitSeq(urls, ",") {
-		if _, rest, ok := strings.Cut(url, "://"); ok {
-			url = rest
-		}
-		url, _, _ = strings.Cut(url, "?")
-		authority, path, _ := strings.Cut(url, "/")
-		server := authority[strings.LastIndexByte(authority, '@')+1:]
-		switch {
-		case strings.Contains(path, "@"): // the authority may be a part of the password
-			server = "?"
-		case path != "":
-			server += "/" + path
-		}
-		servers = append(servers, server)
-	}
-	return scheme + "://" + strings.Join(servers, ",")
 }

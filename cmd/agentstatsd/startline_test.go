@@ -15,21 +15,6 @@ import (
 	"github.com/coder/agentstatsd/replica"
 )
 
-func TestServerOf(t *testing.T) {
-	for url, want := range map[string]string{
-		"postgres://ada:s3cret@db:5432/stats?password=s3cret": "postgres://db:5432/stats",
-		"postgres://ada:s3cret@db1:5432,db2:5432/stats":       "postgres://db1:5432,db2:5432/stats",
-		"postgres:///stats?host=/run/postgresql":              "postgres:///stats",
-		"nats://s3cret@a:4222,nats://ada:s3cret@b:4222":       "nats://a:4222,b:4222",
-		"tls://nats:4222":                     "tls://nats:4222",
-		"postgres://ada:s3cret/more@db/stats": "postgres://?",
-	} {
-		got := serverOf(url)
-		require.NotContains(t, got, "s3cret", url)
-		require.Equal(t, want, got)
-	}
-}
-
 // Profiles and probes have no limits where nobody listens for them.
 func TestLimitsAreOfListenersThatAreOn(t *testing.T) {
 	for flag, name := range map[string]string{"pprof-address": "pprof", "probe-address": "probes"} {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/coder/agentstatsd/adminapi"
 	"github.com/coder/agentstatsd/internal/readiness"
+	"github.com/coder/agentstatsd/optiontable"
 )
 
 // adminComponents returns what operators can ask about.
@@ -22,12 +23,23 @@ func (s *service) adminComponents() adminapi.Components {
 		Metrics:  s.registry,
 		Identity: s.config.identity(),
 		Self:     s.self,
+		Config:   s.options,
 		LogTail:  func() []byte { return logTail(s.log) },
 	}
 	if s.replicas != nil {
 		c.Identity.ID, c.Replicas, c.Statuses = s.replicas.Self(), s.replicas, s.store
 	}
 	return c
+}
+
+// options returns the options in force, and their hash.
+func (s *service) options() ([]optiontable.Row, uint64) {
+	sources := s.InForce().config.sources
+	rows := optiontable.Rows(sources.options)
+	for i := range rows {
+		rows[i].Reloadable = rows[i].Reloadable && sources.candidate != nil
+	}
+	return rows, optiontable.Hash(sources.options)
 }
 
 // self returns what the metrics of this process do not say of it.

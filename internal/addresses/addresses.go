@@ -102,3 +102,26 @@ func Scheme(rawURL string) string {
 	}
 	return strings.ToLower(scheme)
 }
+
+// ServerOf returns the scheme, the servers and the path of URLs, which are separated by
+// commas or have several servers each. It returns less of what is unclear.
+func ServerOf(urls string) string {
+	scheme := Scheme(urls)
+	var servers []string
+	for text := range strings.SplitSeq(urls, ",") {
+		if _, rest, ok := strings.Cut(text, "://"); ok {
+			text = rest
+		}
+		text, _, _ = strings.Cut(text, "?")
+		authority, path, _ := strings.Cut(text, "/")
+		server := authority[strings.LastIndexByte(authority, '@')+1:]
+		switch {
+		case strings.Contains(path, "@"): // the authority may be a part of the password
+			server = "?"
+		case path != "":
+			server += "/" + path
+		}
+		servers = append(servers, server)
+	}
+	return scheme + "://" + strings.Join(servers, ",")
+}

@@ -36,6 +36,7 @@ import (
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/sqlitetest"
 	"github.com/coder/agentstatsd/internal/tap"
+	"github.com/coder/agentstatsd/optiontable"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/pushed"
@@ -182,7 +183,9 @@ func Start(t testing.TB, set Settings) *Service {
 	require.NoError(t, err)
 	admin := adminapi.Components{
 		Fleet: s.Fleet, Series: s.Series, Costs: s.Series, Metadata: s.Store, Pending: pending, Taps: taps, Refusals: s.Refusals, Pushes: s.Pushed, Metrics: s.Registry,
-		Self: func() adminapi.Self { return adminapi.Self{} }, LogTail: func() []byte { return []byte("a line\n") },
+		Self:    func() adminapi.Self { return adminapi.Self{} },
+		Config:  func() ([]optiontable.Row, uint64) { return nil, 0 },
+		LogTail: func() []byte { return []byte("a line\n") },
 	}
 	if set.ChangeAdmin != nil {
 		set.ChangeAdmin(&admin)

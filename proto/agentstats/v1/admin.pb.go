@@ -848,7 +848,7 @@ func (*GetConfigRequest) Descriptor() ([]byte, []int) {
 // GetConfigResponse answers GetConfig.
 type GetConfigResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// All options, in the order of the documentation.
+	// All options, as --print-config has them, in the order of the documentation.
 	Options []*Option `protobuf:"bytes,1,rep,name=options,proto3" json:"options,omitempty"`
 	// Hash of the configuration, as agentstatsd_config_hash has it; empty: it is not known.
 	Hash          string `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
@@ -913,7 +913,7 @@ type Option struct {
 	Value string `protobuf:"bytes,4,opt,name=value,proto3" json:"value,omitempty"`
 	// Value without any setting.
 	DefaultValue string `protobuf:"bytes,5,opt,name=default_value,json=defaultValue,proto3" json:"default_value,omitempty"`
-	// Where it was set: default, flag, env, file.
+	// Where it was set, in the words of --print-config: flag, environment, file, default.
 	Source string `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
 	// It takes a restart to change it.
 	NeedsRestart  bool `protobuf:"varint,7,opt,name=needs_restart,json=needsRestart,proto3" json:"needs_restart,omitempty"`
