@@ -39,7 +39,10 @@ import (
 	"github.com/coder/agentstatsd/web/console"
 )
 
-var screenshots = flag.String("screenshots", "", "directory to put pictures of all pages into")
+var (
+	screenshots = flag.String("screenshots", "", "directory to put pictures of all pages into")
+	origin      = flag.String("origin", "", "a service that runs, such as http://127.0.0.1:2112, whose pages TestPictures takes pictures of")
+)
 
 // chromium is the browser of all tests. Each test has a tab.
 var chromium context.Context
