@@ -8,14 +8,19 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/adminapi"
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+	"github.com/coder/agentstatsd/pubsub"
 )
 
 // named is the registration of agent n with these names.
@@ -131,6 +136,50 @@ func requireJSON(t *testing.T, want string, m proto.Message, without ...string) 
 	text, err = json.Marshal(fields)
 	require.NoError(t, err)
 	require.JSONEq(t, want, string(text))
+}
+
+// membership is that of a replica that lives beside another one.
+type membership struct{ self, other agent.ID }
+
+func (m membership) Self() agent.ID        { return m.self }
+func (membership) Member() bool            { return true }
+func (membership) Leads() bool             { return true }
+func (m membership) Live(id agent.ID) bool { return id == m.other }
+
+// Agents of all replicas are found. Of those that are at another one it is said which, and
+// not how many series they have.
+func TestSearchAgentsOfReplicas(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		engine, err := pubsub.NewMemory(prometheus.NewRegistry())
+		require.NoError(t, err)
+		at := membership{agent.ID{1}, agent.ID{2}}
+		s := edgetest.Start(t, edgetest.Settings{
+			Join:        func(f *fleet.Fleet) { f.Join(at, engine) },
+			ChangeAdmin: func(c *adminapi.Components) { c.Identity = adminapi.Identity{ID: at.self, Name: "here"} },
+		})
+		s.Register(1, 2, 3)
+		s.Connect(edgetest.Session{Agent: 2})
+		_, err = s.Store.SaveSessions(t.Context(), []agent.SessionRecord{{
+			Agent: edgetest.ID(1), Incarnation: s.Fleet.Registration(edgetest.ID(1)).Incarnation,
+			Epoch: time.Now().UnixNano(), Replica: at.other, Open: true, Relayed: true,
+		}})
+		require.NoError(t, err)
+		time.Sleep(time.Minute) // the fleet reads what other replicas write
+		resp, _ := search(s, &pb.SearchAgentsRequest{})
+		var got []string
+		for _, a := range resp.GetAgents() {
+			got = append(got, fmt.Sprint(a.GetStatus(), " at ", a.GetReplica(), ", relayed ", a.GetRelayed(), ", series ", a.Series != nil))
+		}
+		require.Equal(t, []string{
+			"connected at " + at.other.String() + ", relayed true, series false",
+			"connected at here, relayed false, series true",
+			"timeout at , relayed false, series true",
+		}, got)
+		resp, names := search(s, &pb.SearchAgentsRequest{Status: "connected"})
+		require.Equal(t, []string{"ada/ws1.main", "ada/ws2.main"}, names)
+		require.Equal(t, 2.0, resp.GetTotal())
+		require.Nil(t, describe(s, "ada/ws1").GetSession())
+	})
 }
 
 // Whoever pages sees each agent once that is registered all the time, whatever is

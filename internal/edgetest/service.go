@@ -99,6 +99,8 @@ type Settings struct {
 	ChangeAgents func(*agentapi.Components)
 	ChangeCoderd func(*coderdapi.Components)
 	ChangeAdmin  func(*adminapi.Components)
+	// Join makes the fleet one of several replicas; nil: it is alone.
+	Join func(*fleet.Fleet)
 	// LogLevel is the least level of Log; zero: info.
 	LogLevel slog.Level
 	// Down: the database is down at the start.
@@ -143,6 +145,9 @@ func Start(t testing.TB, set Settings) *Service {
 	require.NoError(t, err)
 	s.Fleet, err = fleet.New(s.Store, s.Series, pending, set.Fleet, s.Registry, log)
 	require.NoError(t, err)
+	if set.Join != nil {
+		set.Join(s.Fleet)
+	}
 	if !set.Down {
 		require.NoError(t, s.Fleet.Load(t.Context()))
 	}
