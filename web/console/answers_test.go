@@ -65,6 +65,7 @@ func TestParameters(t *testing.T) {
 		"agents?page_size=3000000000":                     `page_size: want an integer, got "3000000000"`,
 		"agents?owner=a&owner=b":                          `owner: want one value, got 2`,
 		"agents?owner=%zz":                                `the query cannot be read`,
+		"cardinality?by=value&label=%ff":                  `label: want UTF-8, got "\xff"`,
 		"agents?owner=a;b":                                `the query cannot be read`,
 		"agents?owner=" + strings.Repeat("a", 1025):       `"owner": want at most 1024 bytes, got 1025`,
 		"cost?" + strings.Repeat("what_if_labels=a&", 65): `want at most 64 parameters, got 65`,

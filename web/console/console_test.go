@@ -1,6 +1,7 @@
 package console
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -207,6 +208,8 @@ func TestErrors(t *testing.T) {
 		{status.Error(codes.Unimplemented, "method GetStatus not implemented"), 501, "this program does not answer that"},
 		{status.Error(codes.Unavailable, "the database is away"), 503, "the database is away"},
 		{status.Error(codes.DeadlineExceeded, "too late"), 504, "too late"},
+		{fmt.Errorf("count: %w", context.DeadlineExceeded), 504, "the answer took too long"},
+		{fmt.Errorf("count: %w", context.Canceled), 503, "the request was given up"},
 		{status.Error(codes.Internal, "secret"), 500, "the service could not answer: its log says why"},
 		{errors.New("secret"), 500, "the service could not answer: its log says why"},
 	} {

@@ -1,6 +1,7 @@
 package console
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -32,13 +33,27 @@ var statuses = map[codes.Code]int{
 	codes.DeadlineExceeded:   http.StatusGatewayTimeout,
 }
 
+// statusOf returns the status of gRPC for an error, also of a context that ended.
+func statusOf(err error) *status.Status {
+	s, ok := status.FromError(err)
+	switch {
+	case ok:
+		return s
+	case errors.Is(err, context.DeadlineExceeded):
+		return status.New(codes.DeadlineExceeded, "the answer took too long")
+	case errors.Is(err, context.Canceled):
+		return status.New(codes.Canceled, "the request was given up")
+	}
+	return s
+}
+
 // explain returns the status of HTTP for an error, and the text for who asked.
 func explain(err error) (code int, text string) {
 	var wrong requestError
 	if errors.As(err, &wrong) {
 		return http.StatusBadRequest, wrong.text
 	}
-	s := status.Convert(err)
+	s := statusOf(err)
 	code, ok := statuses[s.Code()]
 	if !ok {
 		return http.StatusInternalServerError, "the service could not answer: its log says why"

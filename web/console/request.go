@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -51,6 +52,8 @@ func fill(req proto.Message, r *http.Request, query url.Values) error {
 			switch {
 			case err != nil:
 				return err
+			case !utf8.ValidString(text): // no message may have it, the answer neither
+				return invalid("%s: want UTF-8, got %.64q", name, text)
 			case field.IsList():
 				m.Mutable(field).List().Append(value)
 			case n > 0:
