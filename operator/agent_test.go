@@ -103,6 +103,8 @@ opened 4h ago   3h ago  goodbye     0b                 0         0
 	r := run(t, "agent", "ada/other", "--address", addressesOf(there, here))
 	require.EqualError(t, r.err, "agent: no agent is named so")
 	require.Equal(t, exitFault, ExitCode(r.err))
+	r = run(t, "agent", "ada/many", "--address", addressesOf(there, here))
+	require.EqualError(t, r.err, `agent: may be each of 2: ada/many.a\x1b[2J, ada/many.b\n`, "nothing of it reaches the terminal as a command")
 	r = run(t, "agent")
 	require.EqualError(t, r.err, "agent takes one agent, got 0 arguments: see --help")
 }

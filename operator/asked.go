@@ -210,10 +210,11 @@ func isRefusal(err error) bool {
 	return false
 }
 
-// explain returns the error of a call in words that say what to do.
+// explain returns the error of a call in words that say what to do. The service's own have
+// names that users chose.
 func (c *connection) explain(r *replica, err error) error {
 	s := status.Convert(err)
-	text := s.Message()
+	text := shown(s.Message())
 	has := func(part string) bool { return strings.Contains(text, part) }
 	switch code := s.Code(); {
 	case code == codes.Unauthenticated:

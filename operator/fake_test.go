@@ -112,6 +112,9 @@ func (f *fake) DescribeAgent(_ context.Context, req *pb.DescribeAgentRequest) (*
 	if d := f.described[req.GetAgent()]; d != nil {
 		return d, nil
 	}
+	if req.GetAgent() == "ada/many" {
+		return nil, status.Error(codes.FailedPrecondition, "agent: may be each of 2: ada/many.a\x1b[2J, ada/many.b\n")
+	}
 	return nil, status.Error(codes.NotFound, "agent: no agent is named so")
 }
 
