@@ -29,6 +29,9 @@ const (
 	// maxReplicas bounds the addresses that are dialed: a name that has more is none of
 	// a service.
 	maxReplicas = 64
+	// maxAnswerBytes bounds an answer: 10,000 rows of cardinality, with values as long as
+	// labels may have, take some 11 MB.
+	maxAnswerBytes = 32 << 20
 )
 
 // Variables of the service that say where its tokens are. Within its container the
@@ -229,7 +232,7 @@ func (c *connection) dial(ctx context.Context, environ serpent.Environ) ([]*repl
 		opts, err := c.dialOptions(a, token)
 		if err == nil {
 			r := &replica{address: a}
-			if r.conn, err = client.Dial("passthrough:///"+a.dial, opts); err == nil {
+			if r.conn, err = client.Dial("passthrough:///"+a.dial, opts, grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswerBytes))); err == nil {
 				r.admin = agentstatsv1.NewAdminServiceClient(r.conn)
 				replicas = append(replicas, r)
 				continue

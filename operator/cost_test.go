@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -90,6 +91,18 @@ and 1 more
 	}
 	r = run(t, "cardinality", "--by", "agent", "--cost", "--address", a.address)
 	require.EqualError(t, r.err, "--cost and --what-if are by family, of all families")
+}
+
+// An answer is whole with as many rows as there can be, and values as long as they may be.
+func TestLargestCardinality(t *testing.T) {
+	group := &pb.CardinalityGroup{By: "value", Label: "path", Total: maxCardinalityRows}
+	for n := range maxCardinalityRows {
+		group.Rows = append(group.Rows, &pb.CardinalityRow{Name: fmt.Sprintf("%01024d", n), Series: 1})
+	}
+	a := startFake(t, "127.0.0.1", &fake{cardinality: &pb.GetCardinalityResponse{Group: group}}, nil)
+	r := run(t, "cardinality", "--by", "value", "--label", "path", "--address", a.address)
+	require.NoError(t, r.err)
+	require.Contains(t, r.stdout, "and 9900 more\n")
 }
 
 // Sums of a part of the replicas say so, also if nobody gave the others' addresses.
