@@ -3,14 +3,12 @@ package adminapi
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/coder/agentstatsd/aggregator/cardinality"
 	"github.com/coder/agentstatsd/grpcserver"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
-
-// byValue is the shorter name of cardinality.ByLabelValue here, where a label is another field.
-const byValue = "value"
 
 // GetCardinality implements agentstatsv1.AdminServiceServer.
 func (s *Service) GetCardinality(ctx context.Context, req *agentstatsv1.GetCardinalityRequest) (*agentstatsv1.GetCardinalityResponse, error) {
@@ -20,10 +18,10 @@ func (s *Service) GetCardinality(ctx context.Context, req *agentstatsv1.GetCardi
 	}
 	q := cardinality.Query{Label: req.GetLabel(), Family: req.GetFamily(), Limit: limit}
 	if q.By, err = dimensionOf(req.GetBy()); err != nil {
-		return nil, grpcserver.Invalid("by", "%v", err)
+		return nil, err
 	}
 	if err := q.Validate(); err != nil { // by and limit are valid
-		return nil, grpcserver.Invalid("label", "want one with by=%s only, got %q", byValue, req.GetLabel())
+		return nil, grpcserver.Invalid("label", "want one with by=%s only, got %.40q", cardinality.ByLabelValue, req.GetLabel())
 	}
 	result, err := s.Series.Cardinality(ctx, q)
 	if err != nil {
@@ -35,23 +33,22 @@ func (s *Service) GetCardinality(ctx context.Context, req *agentstatsv1.GetCardi
 	}, nil
 }
 
-// dimensionOf returns the dimension with the name in a request; empty: by family.
+// dimensionOf returns the dimension with the name in a request; empty: by family. Its error
+// is a status.
 func dimensionOf(name string) (cardinality.Dimension, error) {
-	switch name {
-	case "":
+	if name == "" {
 		return cardinality.ByFamily, nil
-	case byValue:
-		return cardinality.ByLabelValue, nil
 	}
-	return cardinality.ParseDimension(name)
+	d, ok := cardinality.ParseDimension(name)
+	if !ok {
+		return 0, grpcserver.Invalid("by", "want one of %s, got %.40q", strings.Join(cardinality.Dimensions(), ", "), name)
+	}
+	return d, nil
 }
 
 // cardinalityGroup returns what was counted.
 func cardinalityGroup(q cardinality.Query, result *cardinality.Result) *agentstatsv1.CardinalityGroup {
 	g := &agentstatsv1.CardinalityGroup{By: q.By.String(), Label: q.Label, Total: float64(result.Names)}
-	if q.By == cardinality.ByLabelValue {
-		g.By = byValue
-	}
 	for i := range result.Counts {
 		c := &result.Counts[i]
 		row := &agentstatsv1.CardinalityRow{Name: rowName(q, c), Series: float64(c.Series)}

@@ -2,6 +2,7 @@ package adminapi_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -58,10 +59,11 @@ func TestGetCardinality(t *testing.T) {
 	require.Contains(t, first(&pb.GetCardinalityRequest{By: "template"}), of.GetTemplate().GetName()+" ")
 	require.Equal(t, 2.0, get(&pb.GetCardinalityRequest{}).GetAgents())
 
+	long := strings.Repeat("x", 1000)
 	for want, req := range map[string]*pb.GetCardinalityRequest{
-		"by: ":                              {By: "x"},
-		"limit: want 0 to 10000, got 10001": {Limit: 10001},
-		`label: want one with by=value only, got`: {By: "family", Label: "path"},
+		`by: want one of family, label, value, template, owner, workspace, agent, got "` + long[:40] + `"`: {By: long},
+		"limit: want 0 to 10000, got 10001":                           {Limit: 10001},
+		`label: want one with by=value only, got "` + long[:40] + `"`: {By: "family", Label: long},
 	} {
 		_, err := admin.GetCardinality(s.AsCoderd(), req)
 		edgetest.RequireCodeContains(t, err, codes.InvalidArgument, want)

@@ -1,6 +1,9 @@
 package adminapi_test
 
 import (
+	"context"
+	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -11,8 +14,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/dynamicpb"
 
 	"github.com/coder/agentstatsd/adminapi"
 	"github.com/coder/agentstatsd/agent"
@@ -98,17 +104,37 @@ func TestStatus(t *testing.T) {
 	require.Positive(t, r.GetDurability().GetOldestPendingSeconds())
 }
 
-// Only those who run the service see it.
-func TestStatusIsForOperators(t *testing.T) {
+// Each method is for those who run the service. An operator's token changes nothing.
+func TestMethodsAreForOperators(t *testing.T) {
+	changes := []string{"SetDraining"}
 	s := edgetest.Start(t, edgetest.Settings{})
 	s.Register(1)
-	for _, token := range []string{edgetest.OperatorToken, edgetest.CoderdToken} {
-		_, err := s.Operators().GetStatus(edgetest.As(t.Context(), token), &pb.GetStatusRequest{})
+	call := func(method protoreflect.MethodDescriptor, token string) error {
+		ctx, cancel := context.WithCancel(edgetest.As(t.Context(), token))
+		defer cancel()
+		name := fmt.Sprintf("/%s/%s", method.Parent().FullName(), method.Name())
+		stream, err := s.Conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: method.IsStreamingServer()}, name)
 		require.NoError(t, err)
+		request, response := dynamicpb.NewMessage(method.Input()), dynamicpb.NewMessage(method.Output())
+		for _, field := range []protoreflect.Name{"agent", "by"} {
+			if text := method.Input().Fields().ByName(field); text != nil {
+				request.Set(text, protoreflect.ValueOfString("none")) // is refused, and does not stream
+			}
+		}
+		_ = stream.SendMsg(request) // what comes tells
+		_ = stream.CloseSend()
+		return stream.RecvMsg(response)
 	}
-	for token, code := range map[string]codes.Code{edgetest.PushToken: codes.PermissionDenied, edgetest.Token(1): codes.PermissionDenied, "x": codes.Unauthenticated} {
-		_, err := s.Operators().GetStatus(edgetest.As(t.Context(), token), &pb.GetStatusRequest{})
-		require.Equal(t, code, status.Code(err), token)
+	methods := pb.File_agentstats_v1_admin_proto.Services().ByName("AdminService").Methods()
+	require.Positive(t, methods.Len())
+	for i := range methods.Len() {
+		method := methods.Get(i)
+		for token, code := range map[string]codes.Code{edgetest.PushToken: codes.PermissionDenied, edgetest.Token(1): codes.PermissionDenied, "x": codes.Unauthenticated} {
+			require.Equal(t, code, status.Code(call(method, token)), "%s by %s", method.Name(), token)
+		}
+		mayNot := slices.Contains(changes, string(method.Name()))
+		require.Equal(t, mayNot, status.Code(call(method, edgetest.OperatorToken)) == codes.PermissionDenied, method.Name())
+		require.NotEqual(t, codes.PermissionDenied, status.Code(call(method, edgetest.CoderdToken)), method.Name())
 	}
 }
 

@@ -123,7 +123,7 @@ func BenchmarkReportsWhileCounting(b *testing.B) {
 			all["nothing"] = func() { time.Sleep(time.Second) }
 			longest := make(map[string][]time.Duration)
 			for b.Loop() {
-				for _, name := range []string{"nothing", "scrape", "by label_value", "sample", "footprint", "what if " + labelTemplateName} {
+				for _, name := range []string{"nothing", "scrape", "by value", "sample", "footprint", "what if " + labelTemplateName} {
 					longest[name] = append(longest[name], longestReport(a, reports, all[name]))
 				}
 			}

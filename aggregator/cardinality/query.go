@@ -34,7 +34,7 @@ const (
 	dimensions
 )
 
-var dimensionNames = [dimensions]string{"family", "label", "label_value", "template", "owner", "workspace", "agent"}
+var dimensionNames = [dimensions]string{"family", "label", "value", "template", "owner", "workspace", "agent"}
 
 // Dimensions returns the names of all dimensions, in their order.
 func Dimensions() []string { return slices.Clone(dimensionNames[:]) }
@@ -48,13 +48,10 @@ func AllDimensions() []Dimension {
 	return all
 }
 
-// ParseDimension returns the dimension of that name. The error has the names there are.
-func ParseDimension(name string) (Dimension, error) {
+// ParseDimension returns the dimension of that name; false: it is none of Dimensions.
+func ParseDimension(name string) (d Dimension, ok bool) {
 	i := slices.Index(dimensionNames[:], name)
-	if i < 0 {
-		return 0, fmt.Errorf("dimension: want one of %s, got %q", strings.Join(dimensionNames[:], ", "), name)
-	}
-	return Dimension(i), nil
+	return Dimension(max(i, 0)), i >= 0
 }
 
 // String returns the name of the dimension.
