@@ -51,7 +51,7 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Value: serpent.StringOf(&c.pushTokenFile), Group: &groupGRPC,
 		},
 		{
-			Description: "A token whose holders may only read: list agents, read and watch their states and metadata. Made, mode 0600, if it does not exist. Empty: there is none.",
+			Description: "A token whose holders may only read, as agentstatsd status and its like do: agents with their states and metadata, what the service says of itself, its newest log and profiles. Made, mode 0600, if it does not exist. Empty: there is none.",
 			Flag:        "operator-token-file", Env: "AGENTSTATSD_OPERATOR_TOKEN_FILE", YAML: "operator_token_file",
 			Value: serpent.StringOf(&c.operatorTokenFile), Group: &groupGRPC,
 		},
@@ -152,7 +152,7 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Default: "false", Value: serpent.BoolOf(&c.grpcReflection), Group: &groupGRPC,
 		},
 		{
-			Description: "Calls of coderd at once that stream no responses, or whose first message is to come, each of which may have a message of --max-message-bytes in memory; more wait, then are refused. Holders of the --push-token-file have a quarter as many of their own.",
+			Description: "Calls of coderd at once that stream no responses, or whose first message is to come, each of which may have a message of --max-message-bytes in memory; more wait, then are refused. Holders of the --push-token-file and of the --operator-token-file together have a quarter as many of their own.",
 			Flag:        "max-coderd-calls", Env: "AGENTSTATSD_MAX_CODERD_CALLS", YAML: "max_coderd_calls",
 			Default: "64", Value: atLeast(&c.maxCoderdCalls, 1), Group: &groupGRPC,
 		},

@@ -84,7 +84,7 @@ func causes(err error) []databaseError {
 func Register(reg prometheus.Registerer, checks []Check) error {
 	for _, c := range checks {
 		ready := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "agentstatsd_component_ready", Help: "1 while a part has no reason for /-/ready to be not ready, otherwise 0. draining is 0 once the service stops.",
+			Name: "agentstatsd_component_ready", Help: "1 while a part has no reason for /-/ready to be not ready, otherwise 0. draining is 0 once the service stops, and while an operator has it drain.",
 			ConstLabels: prometheus.Labels{"component": c.Name},
 		}, func() float64 {
 			if c.Err() != nil {
