@@ -189,6 +189,10 @@ func TestWatch(t *testing.T) {
 	require.Equal(t, "b", d.Replica)
 	require.Equal(t, 122.0, d.Event.Sequence)
 
+	here.watched = true
+	r = run(t, "watch", "ada/dev", "--for", "200ms", "--address", addressesOf(here))
+	require.NoError(t, r.err)
+
 	r = run(t, "watch", "ada/other", "--address", addressesOf(there, here))
 	require.EqualError(t, r.err, "agent: no agent is named so")
 	require.Equal(t, exitFault, ExitCode(r.err))

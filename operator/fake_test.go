@@ -41,6 +41,7 @@ type fake struct {
 	agents      []*pb.AgentSummary
 	described   map[string]*pb.DescribeAgentResponse // by name and id
 	events      []*pb.WatchAgentResponse
+	watched     bool // WatchAgent does not end by itself
 	refusals    *pb.ListRefusalsResponse
 	cardinality *pb.GetCardinalityResponse
 	cost        *pb.GetCostResponse
@@ -126,6 +127,10 @@ func (f *fake) WatchAgent(req *pb.WatchAgentRequest, stream grpc.ServerStreaming
 		if err := stream.Send(event); err != nil {
 			return err
 		}
+	}
+	if f.watched {
+		<-stream.Context().Done()
+		return stream.Context().Err()
 	}
 	return nil
 }

@@ -35,11 +35,11 @@ func watchCommand() *serpent.Command {
 				return err
 			}
 			defer a.close()
-			ctx := inv.Context()
+			// Without a deadline, which a replica might notice first and call a failure.
+			ctx, cancel := context.WithCancel(inv.Context())
+			defer cancel()
 			if duration > 0 {
-				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, duration)
-				defer cancel()
+				defer time.AfterFunc(duration, cancel).Stop()
 			}
 			w := &watchWriter{w: inv.Stdout, json: c.json}
 			if err := a.watch(ctx, inv.Args[0], w.write); err != nil {
@@ -74,7 +74,7 @@ func (a *asked) watch(ctx context.Context, name string, write func(*replica, *ag
 		})
 	}
 	wg.Wait()
-	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
 	var reached []*replica
