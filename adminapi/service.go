@@ -62,10 +62,12 @@ type Components struct {
 	LogTail func() []byte
 }
 
+var _ agentstatsv1.AdminServiceServer = (*Service)(nil)
+
 // Service answers operators. Its methods may be called concurrently, and by others than
 // gRPC.
 type Service struct {
-	agentstatsv1.UnimplementedAdminServiceServer
+	agentstatsv1.UnsafeAdminServiceServer // without methods: none may be missing
 	Components
 	server     *grpcserver.Server
 	log        *slog.Logger
