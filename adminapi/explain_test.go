@@ -305,7 +305,17 @@ func TestExplainSeries(t *testing.T) {
 				e.push(3, false, pushedGauge("my_metric"))
 				e.report(1, counter("my_metric"))
 			},
-			cause: "hidden_by_pushed", text: "Agent ada/ws1.main sends family my_metric as a counter, which coderd-3 (instance 03000000000000000000000000000000) pushes as a gauge", remedy: "another name", about: 1,
+			cause: "hidden_by_pushed", text: "Agent ada/ws1.main sends family my_metric as a counter, but coderd-3 (instance 03000000000000000000000000000000) pushes my_metric as a gauge, the last time at", remedy: "another name", about: 1,
+		},
+		{
+			name: "hidden by lines of a pushed summary", make: func(e *explained) {
+				e.push(3, false, &dto.MetricFamily{Name: proto.String("my"), Type: dto.MetricType_SUMMARY.Enum(), Metric: []*dto.Metric{{
+					Summary: &dto.Summary{SampleCount: proto.Uint64(1), SampleSum: proto.Float64(1)},
+				}}})
+				e.report(1, counter("my_count"))
+			},
+			selector: `my_count{workspace_name="ws1"}`,
+			cause:    "hidden_by_pushed", text: "Agent ada/ws1.main sends family my_count as a counter, but coderd-3 (instance 03000000000000000000000000000000) pushes my as a summary", about: 1,
 		},
 		{
 			name: "a type that the majority does not share", make: func(e *explained) {
@@ -378,12 +388,12 @@ func TestExplainSeries(t *testing.T) {
 		},
 		{
 			name: "not in the last report", make: func(e *explained) {
-				e.report(1, gauge("my_metric"), gauge("a"))
+				e.report(1, gauge("my_metric", "x", "gone"), gauge("my_metric"), gauge("a"))
 				wait(30 * time.Second)
-				e.report(1, gauge("a"))
+				e.report(1, gauge("my_metric"), gauge("a"))
 				e.scrape()
 			},
-			cause: "stale", text: "its later reports do not have it", served: 1, about: 1,
+			cause: "stale", text: "its later reports do not have it", served: 2, about: 1,
 		},
 		{
 			name: "other labels", make: func(e *explained) {

@@ -3,6 +3,7 @@ package explain
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/coder/agentstatsd/aggregator"
@@ -86,7 +87,7 @@ func (s *search) noSeries(a *subject) *Finding {
 	switch {
 	case a.info.Connected:
 		f.Text = fmt.Sprintf("%s is connected since %s, and has not reported yet; it reports each %s", a.name(), s.moment(time.Unix(0, a.info.Session.Epoch)), s.Series.Options().ReportInterval)
-		f.Remedy = "Wait for its first report."
+		f.Remedy = "Wait for its first report; without --prometheus-collect-agent-stats none is taken in."
 		s.explainRebuilt(a)
 	case a.info.LastSeen.IsZero():
 		f.Text = fmt.Sprintf("%s has not connected here; its status is %s", a.name(), a.info.Status)
@@ -141,7 +142,9 @@ func (s *search) refused(a *subject, r *refusals.Refusal) *Finding {
 		return s.overLimit(a, r, limit, "")
 	}
 	switch metrics.Reason(r.Reason) {
-	case aggregator.ReasonWrongType, aggregator.ReasonPushedFamily:
+	case aggregator.ReasonPushedFamily:
+		return s.reserved(a)
+	case aggregator.ReasonWrongType:
 		if f := s.typeConflict(a); f != nil {
 			return f
 		}
@@ -179,14 +182,11 @@ func (s *search) overLimit(a *subject, r *refusals.Refusal, l aggregator.UsedLim
 // not.
 func (s *search) typeConflict(a *subject) *Finding {
 	types, known := s.Series.TypesOf(s.family)
-	if !known || types.Documented || !a.in.Sent || a.in.Sends == types.Type && len(a.others) > 0 {
+	if !known || types.Documented || !a.in.Sent || a.in.Sends == types.Type {
 		return nil
 	}
 	if types.Reserved {
 		return s.reserved(a)
-	}
-	if a.in.Sends == types.Type {
-		return nil
 	}
 	return &Finding{
 		Cause: TypeConflict,
@@ -196,22 +196,25 @@ func (s *search) typeConflict(a *subject) *Finding {
 	}
 }
 
-// reserved explains that coderd pushes a family of the name, which decides its type.
+// reserved explains that coderd pushes a family that has the name, or lines of that name.
 func (s *search) reserved(a *subject) *Finding {
-	pushers, _ := s.Pushed.Pushers(s.family)
-	if len(pushers) == 0 {
-		return &Finding{
-			Cause: HiddenByPushed, Text: fmt.Sprintf("%s sends family %s as a %s, which coderd pushes, or pushed minutes ago, otherwise", a.name(), s.family, a.in.Sends),
-			Remedy: "Have the agent use another name.",
+	f := &Finding{Cause: HiddenByPushed, Remedy: "Have the agent use another name, or the type that coderd pushes."}
+	f.Text = fmt.Sprintf("%s sends family %s as a %s", a.name(), s.family, a.in.Sends)
+	names := []string{s.family}
+	for _, suffix := range lineSuffixes {
+		if base, cut := strings.CutSuffix(s.family, suffix); cut {
+			names = append(names, base)
 		}
 	}
-	p := pushers[0]
-	return &Finding{
-		Cause: HiddenByPushed,
-		Text: fmt.Sprintf("%s sends family %s as a %s, which %s (instance %x) pushes as a %s, the last time at %s", a.name(), s.family, a.in.Sends,
-			p.Replica, p.Instance, p.Type, s.moment(p.PushedAt)),
-		Remedy: "Have the agent use another name, or the type that coderd pushes.",
+	for _, name := range names {
+		if pushers, _ := s.Pushed.Pushers(name); len(pushers) > 0 {
+			p := pushers[0]
+			f.Text += fmt.Sprintf(", but %s (instance %x) pushes %s as a %s, the last time at %s", p.Replica, p.Instance, name, p.Type, s.moment(p.PushedAt))
+			return f
+		}
 	}
+	f.Text += ", but coderd pushed one with lines of that name minutes ago"
+	return f
 }
 
 // wrongType explains a refusal for a type where the agent has nothing of the family.
@@ -220,9 +223,6 @@ func (s *search) wrongType(a *subject, r *refusals.Refusal) *Finding {
 	f.Text = fmt.Sprintf("%s was refused family %s at %s: %s", a.name(), s.family, s.moment(r.At), r.Problem)
 	if doc, ok := metrics.Documented(s.family); ok {
 		f.Text += fmt.Sprintf(", which is documented as a %s", doc.Type)
-	}
-	if metrics.Reason(r.Reason) == aggregator.ReasonPushedFamily {
-		f.Cause, f.Remedy = HiddenByPushed, "Have the agent use another name."
 	}
 	return f
 }

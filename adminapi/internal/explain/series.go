@@ -12,7 +12,7 @@ import (
 
 // explainSeries explains what is not as expected of an agent's series; nil: nothing.
 func (s *search) explainSeries(a *subject) *Finding {
-	one := a.series[0]
+	one := slices.MinFunc(a.series, func(a, b seriesOf) int { return a.Last.Compare(b.Last) }) // of which the most is said
 	name, _, _ := strings.Cut(one.Text, "{")
 	switch {
 	case a.in.HiddenBy != agent.ID{}:
