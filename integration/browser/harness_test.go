@@ -108,9 +108,6 @@ func (b *tab) observe(event any) {
 		}
 		b.requests = append(b.requests, path)
 	case *cdplog.EventEntryAdded:
-		if strings.Contains(e.Entry.Text, "501") { // until every method answers
-			return
-		}
 		complain("%s: %s %s", e.Entry.Level, e.Entry.Text, e.Entry.URL)
 	case *runtime.EventConsoleAPICalled:
 		complain("console.%s", e.Type)
