@@ -7,12 +7,14 @@ import (
 	"time"
 
 	"github.com/google/pprof/profile"
+	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/coder/agentstatsd/adminapi"
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -56,6 +58,18 @@ func TestCollectBundle(t *testing.T) {
 		_, err = collect(t, s, &pb.CollectBundleRequest{CpuProfile: durationpb.New(d)})
 		edgetest.RequireCodeContains(t, err, codes.InvalidArgument, "cpu_profile: want 0s to 30s")
 	}
+}
+
+// Metrics of a component that cannot say them are missing, and the rest is there.
+func TestBundleWithoutSomeMetrics(t *testing.T) {
+	s := edgetest.Start(t, edgetest.Settings{ChangeAdmin: func(c *adminapi.Components) {
+		c.Metrics = prometheus.Gatherers{c.Metrics, prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return nil, errors.New("a\nfault") })}
+	}})
+	files, err := collect(t, s, &pb.CollectBundleRequest{})
+	require.NoError(t, err)
+	require.Contains(t, files["metrics.txt"], "agentstatsd_agents_registered")
+	require.Contains(t, files["metrics.txt"], `a\nfault`)
+	require.Contains(t, files, "goroutines.txt")
 }
 
 // One bundle is collected at a time.
