@@ -109,20 +109,17 @@ type bundleDocument struct {
 func (a *asked) collect(ctx context.Context, cpuProfile time.Duration, progress func(string)) []bundleFile {
 	p := newPseudonyms()
 	progress("asking for the agents")
-	lists, _ := askAll(ctx, a, func(ctx context.Context, r *replica) ([]*agentstatsv1.AgentSummary, error) {
-		return allAgents(ctx, r.admin, &agentstatsv1.SearchAgentsRequest{})
-	})
-	for _, list := range lists {
-		p.learn(list.value)
-	}
+	collectors := make(map[*replica]*collector)
 	var all []*collector
-	var wg sync.WaitGroup
 	for _, r := range a.reached {
-		c := &collector{asked: a, replica: r, cpuProfile: cpuProfile, progress: progress}
-		if i := slices.IndexFunc(lists, func(l answer[[]*agentstatsv1.AgentSummary]) bool { return l.replica == r }); i >= 0 {
-			c.agents = lists[i].value
-		}
-		all = append(all, c)
+		collectors[r] = &collector{asked: a, replica: r, cpuProfile: cpuProfile, progress: progress}
+		all = append(all, collectors[r])
+	}
+	// One that does not list its agents may be the one that is looked at: the rest is asked for.
+	each(ctx, a.connection, a.reached, func(ctx context.Context, r *replica) { collectors[r].listAgents(ctx) })
+	var wg sync.WaitGroup
+	for _, c := range all {
+		p.learn(c.agents)
 		wg.Go(func() { c.collect(ctx) })
 	}
 	wg.Wait()
@@ -206,10 +203,14 @@ func keep[T proto.Message](c *collector, name string, message T, err error) {
 	c.answers = append(c.answers, namedMessage{c.file(name), message})
 }
 
+// listAgents asks for all agents.
+func (c *collector) listAgents(ctx context.Context) {
+	var err error
+	c.agents, err = allAgents(ctx, c.admin, &agentstatsv1.SearchAgentsRequest{})
+	keep(c, "agents.json", &agentstatsv1.SearchAgentsResponse{Agents: c.agents, Total: float64(len(c.agents))}, err)
+}
+
 func (c *collector) collect(ctx context.Context) {
-	if c.agents != nil {
-		keep(c, "agents.json", &agentstatsv1.SearchAgentsResponse{Agents: c.agents, Total: float64(len(c.agents))}, nil)
-	}
 	// One after another, each with its own time: a replica is not to be busy with it.
 	within := func(ask func(ctx context.Context)) {
 		ctx, cancel := context.WithTimeout(ctx, c.timeout)

@@ -118,3 +118,18 @@ func TestSupportBundle(t *testing.T) {
 	require.NotContains(t, again, "a-id-a/cpu.pprof")
 	require.Contains(t, again["bundle.json"], "nobody listens there")
 }
+
+// A replica that cannot list its agents may be the one that is looked at: what else it
+// answers is there.
+func TestSupportBundleWithoutAgents(t *testing.T) {
+	f := startFake(t, "127.0.0.1", &fake{
+		statuses: []*pb.ReplicaStatus{replicaStatus("a")}, noAgents: true,
+		files: []*pb.CollectBundleResponse{{Name: "log.txt", Data: []byte("msg=\"the registrations are not loaded\" owner=ada\n")}},
+	}, nil)
+	path := filepath.Join(t.TempDir(), "bundle.tar.gz")
+	require.NoError(t, run(t, "support-bundle", path, "--address", f.address).err)
+	_, files := untar(t, path)
+	require.Contains(t, files["bundle.json"], "a-id-a/agents.json: the registrations are not available now")
+	require.Regexp(t, `^msg="the registrations are not loaded" owner=owner-[0-9a-f]{12}\n$`, files["a-id-a/log.txt"])
+	require.Contains(t, files, "a-id-a/status.json")
+}

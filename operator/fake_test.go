@@ -39,6 +39,7 @@ type fake struct {
 
 	statuses    []*pb.ReplicaStatus // its own first; nil: unimplemented
 	agents      []*pb.AgentSummary
+	noAgents    bool                                 // they are not loaded
 	described   map[string]*pb.DescribeAgentResponse // by name and id
 	events      []*pb.WatchAgentResponse
 	watched     bool // WatchAgent does not end by itself
@@ -98,6 +99,9 @@ func (f *fake) SearchAgents(_ context.Context, req *pb.SearchAgentsRequest) (*pb
 	f.mu.Unlock()
 	if req.GetOwner() == "nobody" {
 		return nil, status.Error(codes.InvalidArgument, "owner: want somebody")
+	}
+	if f.noAgents {
+		return nil, status.Error(codes.Unavailable, "the registrations are not available now; try again")
 	}
 	start := 0
 	_, _ = fmt.Sscan(req.GetPageToken(), &start)
