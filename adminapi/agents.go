@@ -56,7 +56,7 @@ func (s *Service) SearchAgents(ctx context.Context, req *agentstatsv1.SearchAgen
 	}
 	// One agent more than the page shows whether there is a next page.
 	first, total := firstAgents{limit: size + 1, after: after}, 0
-	for reg, status := range s.Fleet.All() {
+	for reg, status := range s.Fleet.All {
 		if match.matches(reg, status) {
 			total++
 			first.add(reg)

@@ -50,7 +50,7 @@ func notFound(text string) error {
 func (s *Service) findByName(text string) (agent.ID, error) {
 	found := firstAgents{limit: maxCandidates}
 	n := 0
-	for reg := range s.Fleet.Registrations {
+	for reg := range s.Fleet.All {
 		if isNamed(reg, text) {
 			n++
 			found.add(reg)

@@ -1,7 +1,6 @@
 package fleet
 
 import (
-	"iter"
 	"slices"
 	"time"
 
@@ -49,31 +48,18 @@ func (f *Fleet) List(after agent.ID, limit int) []Info {
 	return infos
 }
 
-// Registrations iterates over those of all agents, in the order of their ids, without a
-// lock. They must not be changed.
-func (f *Fleet) Registrations(yield func(*agent.Registration) bool) {
+// All iterates over the registered agents with their statuses, in the order of their ids.
+// Registrations must not be changed.
+func (f *Fleet) All(yield func(*agent.Registration, agent.Status) bool) {
 	f.mu.RLock()
 	order := f.registry.order
 	f.mu.RUnlock()
-	for i := 0; i < len(order) && yield(order[i].reg.Load()); {
-		i++
-	}
-}
-
-// All iterates over the registered agents with their statuses, in the order of their ids.
-// Registrations must not be changed.
-func (f *Fleet) All() iter.Seq2[*agent.Registration, agent.Status] {
-	return func(yield func(*agent.Registration, agent.Status) bool) {
-		f.mu.RLock()
-		order := f.registry.order
-		f.mu.RUnlock()
-		for _, e := range order {
-			e.mu.Lock()
-			registered, status := e.phase == phaseRegistered, e.presence.status
-			e.mu.Unlock()
-			if registered && !yield(e.reg.Load(), status) {
-				return
-			}
+	for _, e := range order {
+		e.mu.Lock()
+		registered, status := e.phase == phaseRegistered, e.presence.status
+		e.mu.Unlock()
+		if registered && !yield(e.reg.Load(), status) {
+			return
 		}
 	}
 }

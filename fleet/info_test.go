@@ -33,17 +33,17 @@ func TestSessionOfAnAgent(t *testing.T) {
 	})
 }
 
-// Registrations are all, in order, until the caller has enough.
-func TestIterateRegistrations(t *testing.T) {
+// All registered agents come, in order, until the caller has enough.
+func TestAll(t *testing.T) {
 	p := loaded(t, Options{}, registration(2, 2, 1), registration(1, 1, 1), registration(3, 3, 1))
 	var seen []agent.ID
-	for reg := range p.Registrations {
+	for reg := range p.All {
 		if seen = append(seen, reg.ID); len(seen) == 2 {
 			break
 		}
 	}
 	require.Equal(t, ids(1, 2), seen)
-	for reg := range p.Registrations {
+	for reg := range p.All {
 		seen = append(seen, reg.ID)
 	}
 	require.Equal(t, ids(1, 2, 1, 2, 3), seen)

@@ -16,7 +16,7 @@ type Traffic struct {
 // registration must not be changed.
 func (f *Fleet) Traffic() iter.Seq2[*agent.Registration, Traffic] {
 	return func(yield func(*agent.Registration, Traffic) bool) {
-		for reg := range f.All() {
+		for reg := range f.All {
 			e, err := f.entry(reg.ID)
 			if err != nil {
 				continue // it was removed meanwhile

@@ -15,7 +15,7 @@ import (
 // findAgents finds the registered agents that the selector means.
 func (s *search) findAgents(ctx context.Context) error {
 	looked := 0
-	for reg := range s.Fleet.Registrations {
+	for reg := range s.Fleet.All {
 		if looked++; looked%1000 == 0 && ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -163,7 +163,7 @@ func (s *search) explainAbsent() {
 // successor returns an agent of a workspace that was made after another one, of that name
 // if there is one; nil: there is none.
 func (s *search) successor(workspace agent.ID, of *agent.Identity) (by *agent.Registration) {
-	for reg := range s.Fleet.Registrations {
+	for reg := range s.Fleet.All {
 		if reg.Workspace.ID == workspace && reg.CreatedAt.After(of.CreatedAt) && (by == nil || reg.Name == of.AgentName) {
 			by = reg
 		}
