@@ -535,3 +535,28 @@ func TestExplainManyAgents(t *testing.T) {
 		require.Equal(t, edgetest.ID(300).String(), got.GetFindings()[0].GetAgentId())
 	})
 }
+
+// What is the same for several agents is said once, and of series with other labels the
+// example is one of the agent that is asked for.
+func TestExplainOnceForAll(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		e := startExplained(t, aggregator.Options{})
+		e.register(nil, 1, 2, 3, 4)
+		for n := range 3 {
+			e.report(n+1, gauge("my_metric"))
+		}
+		got := e.explain(`my_metric{workspace_name=~"ws[123]"}`)
+		require.Equal(t, 3.0, got.GetServedCount())
+		require.Len(t, got.GetFindings(), 1, "%v", got)
+		require.Equal(t, "stale", got.GetFindings()[0].GetCause())
+		require.Empty(t, got.GetFindings()[0].GetAgentId())
+		require.Equal(t, "3 series match and are served, but no scrape was served since the process began.", got.GetConclusion())
+
+		got = e.explain(`coderd_agents_connections{status="disconnected"}`)
+		require.Len(t, got.GetFindings(), 1, "%v", got)
+
+		got = e.explain(`coderd_agents_connections{status="connected",workspace_name="ws4"}`)
+		require.Len(t, got.GetFindings(), 1, "%v", got)
+		require.Regexp(t, `for example [^ ]*workspace_name="ws4"`, got.GetFindings()[0].GetText())
+	})
+}

@@ -64,8 +64,21 @@ type Finding struct {
 	Page string
 }
 
-// add adds a finding, whose text is a clause yet.
-func (s *search) add(f Finding) { s.findings = append(s.findings, f) }
+// add adds a finding, whose text is a clause yet. What is the same for several agents is
+// one finding, and about none of them.
+func (s *search) add(f Finding) {
+	for i := range s.findings {
+		old := &s.findings[i]
+		if old.Cause != f.Cause || old.Text != f.Text || old.Remedy != f.Remedy {
+			continue
+		}
+		if old.Agent != f.Agent {
+			old.Agent, old.Page = agent.ID{}, ""
+		}
+		return
+	}
+	s.findings = append(s.findings, f)
+}
 
 // conclude returns the explanation.
 func (s *search) conclude() *Explanation {

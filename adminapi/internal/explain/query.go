@@ -118,6 +118,17 @@ func (q *query) countMatched(series labels.Labels) (n int) {
 	return n
 }
 
+// similarity returns how much a series that matches n matchers is like what is asked for:
+// each matcher of a label that names agents counts more than all others.
+func (q *query) similarity(series labels.Labels, n int) int {
+	for _, m := range q.identity {
+		if m.Matches(series.Get(m.Name)) {
+			n += len(q.matchers)
+		}
+	}
+	return n
+}
+
 // matchesText is matches of a series in the text format.
 func (q *query) matchesText(series string) bool {
 	parsed, err := selectors.ParseMetric(series)

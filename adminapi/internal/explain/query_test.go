@@ -44,7 +44,7 @@ func TestMatches(t *testing.T) {
 		q, err := parse(selector)
 		require.NoError(t, err)
 		require.Equal(t, want, q.matchesText(series), selector)
-		s := &scan{ctx: t.Context(), query: q, labels: make(map[string]bool), matched: -1}
+		s := &scan{ctx: t.Context(), query: q, labels: make(map[string]bool), similarity: -1}
 		s.take([]byte(series + "    1.5\n"))
 		require.Equal(t, want, s.count == 1, selector)
 	}
@@ -85,7 +85,7 @@ func TestScan(t *testing.T) {
 	q, err := parse(`x{b="y"}`)
 	require.NoError(t, err)
 	for size := 1; size < 100; size += 7 {
-		s := &scan{ctx: t.Context(), query: q, labels: make(map[string]bool), matched: -1}
+		s := &scan{ctx: t.Context(), query: q, labels: make(map[string]bool), similarity: -1}
 		for rest := text.String(); rest != ""; {
 			n := min(size, len(rest))
 			_, err := s.Write([]byte(rest[:n]))
@@ -110,7 +110,7 @@ func BenchmarkScan(b *testing.B) {
 			for n := range 1000 {
 				text = fmt.Appendf(text, "x{agent_name=\"main\",path=\"/a\",template_name=\"docker\",username=\"user%d\",workspace_name=\"ws%d\"}    1\n", n, n)
 			}
-			s := &scan{ctx: b.Context(), query: q, labels: make(map[string]bool), matched: -1, lines: maxCompared}
+			s := &scan{ctx: b.Context(), query: q, labels: make(map[string]bool), similarity: -1, lines: maxCompared}
 			b.ReportAllocs()
 			for b.Loop() {
 				if _, err := s.Write(text); err != nil {

@@ -38,15 +38,15 @@ type scan struct {
 	// lines is the number of series of the name. labels are those of the first ones.
 	lines  int
 	labels map[string]bool
-	// similar is one of these that matches the most matchers; empty: there is none.
-	similar string
-	matched int
+	// similar is the one of these with the largest similarity; empty: there is none.
+	similar    string
+	similarity int
 }
 
 // scanned reads what a scrape would have. own are the service's own families, of which
 // those that are passed are not served.
 func (e *Explainer) scanned(ctx context.Context, q *query, own map[string]*dto.MetricFamily, passed map[string]bool) (*scan, error) {
-	s := &scan{ctx: ctx, query: q, labels: make(map[string]bool), matched: -1}
+	s := &scan{ctx: ctx, query: q, labels: make(map[string]bool), similarity: -1}
 	encoder := expfmt.NewEncoder(s, expfmt.NewFormat(expfmt.TypeTextPlain))
 	for _, name := range slices.Sorted(maps.Keys(own)) {
 		if passed[name] || !q.wants(name) {
@@ -117,8 +117,8 @@ func (s *scan) take(line []byte) {
 		return
 	}
 	parsed.Range(func(l labels.Label) { s.labels[l.Name] = true })
-	if matched > s.matched {
-		s.similar, s.matched = string(series), matched
+	if similarity := s.query.similarity(parsed, matched); similarity > s.similarity {
+		s.similar, s.similarity = string(series), similarity
 	}
 }
 
