@@ -222,7 +222,7 @@ func (c *connection) explain(r *replica, err error) error {
 	case code == codes.PermissionDenied:
 		return fmt.Errorf("the token of %s does not suffice: %s", c.tokenFile, text)
 	case code == codes.Unimplemented:
-		return errors.New("the service is of an older version, which does not answer this")
+		return errors.New("the service is of a version that does not answer this")
 	case code == codes.DeadlineExceeded:
 		return fmt.Errorf("no answer within %s: look at the service, or give a longer --timeout", c.timeout)
 	case code == codes.Canceled:
@@ -238,7 +238,7 @@ func (c *connection) explain(r *replica, err error) error {
 	case has("x509: certificate is valid for"), has("x509: certificate is not valid for any names"), has("doesn't contain any IP SANs"):
 		return fmt.Errorf("the certificate is for another name than %s: give --server-name", cmp.Or(c.serverName, r.host))
 	case has("error reading server preface"), has("connection reset by peer"):
-		return errors.New("the connection was ended: where the service has a certificate, give --tls or --ca-file")
+		return errors.New("the connection was ended: give --grpc-address of the service, not --prometheus-address, and --tls or --ca-file where it has a certificate")
 	}
 	return errors.New(plain(text))
 }

@@ -68,11 +68,11 @@ func bundleCommand() *serpent.Command {
 					err = errors.Join(err, os.Remove(path))
 				}
 			}()
-			files := a.collect(inv.Context(), cpuProfile, progressOf(inv))
+			files, missing := a.collect(inv.Context(), cpuProfile, progressOf(inv))
 			if err := writeBundle(file, files, time.Now()); err != nil {
 				return fmt.Errorf("write %s: %w", path, err)
 			}
-			if err := a.reportBundle(inv.Stdout, path, len(files)); err != nil {
+			if err := a.reportBundle(inv.Stdout, path, len(files), missing); err != nil {
 				return err
 			}
 			return a.partial(true)
@@ -80,15 +80,21 @@ func bundleCommand() *serpent.Command {
 	}
 }
 
-func (a *asked) reportBundle(w io.Writer, path string, files int) error {
+func (a *asked) reportBundle(w io.Writer, path string, files int, missing []string) error {
 	if !a.json {
-		return print(w, fmt.Sprintf("wrote %s: %d files of %d replicas, without names and secrets\n", path, files, len(a.reached)))
+		text := fmt.Sprintf("wrote %s: %d files of %d replicas, without names and secrets\n", path, files, len(a.reached))
+		for _, what := range missing {
+			text += "missing: " + what + "\n"
+		}
+		return print(w, text)
 	}
 	return printJSON(w, struct {
 		Asked []askedDocument `json:"asked"`
 		File  string          `json:"file"`
 		Files int             `json:"files"`
-	}{a.documents(), path, files})
+		// Missing is as in bundle.json.
+		Missing []string `json:"missing"`
+	}{a.documents(), path, files, missing})
 }
 
 // bundleFile is a file of a bundle.
@@ -105,8 +111,9 @@ type bundleDocument struct {
 	Missing []string `json:"missing"`
 }
 
-// collect returns the files of all replicas, with all names replaced.
-func (a *asked) collect(ctx context.Context, cpuProfile time.Duration, progress func(string)) []bundleFile {
+// collect returns the files of all replicas, with all names replaced, and what replicas did
+// not answer.
+func (a *asked) collect(ctx context.Context, cpuProfile time.Duration, progress func(string)) (files []bundleFile, missing []string) {
 	p := newPseudonyms()
 	progress("asking for the agents")
 	collectors := make(map[*replica]*collector)
@@ -130,8 +137,7 @@ func (a *asked) collect(ctx context.Context, cpuProfile time.Duration, progress 
 			c.replaceNames(p)
 		}
 	}
-	var files []bundleFile
-	missing := []string{}
+	missing = []string{}
 	for _, c := range all {
 		files, missing = append(files, c.files...), append(missing, c.missing...)
 		for _, m := range c.answers {
@@ -146,7 +152,7 @@ func (a *asked) collect(ctx context.Context, cpuProfile time.Duration, progress 
 	slices.SortFunc(files, func(a, b bundleFile) int { return cmp.Compare(a.name, b.name) })
 	slices.Sort(missing)
 	about, _ := json.MarshalIndent(bundleDocument{time.Now().UTC(), a.documents(), missing}, "", "  ") // of texts
-	return append([]bundleFile{{"bundle.json", append(about, '\n')}}, files...)
+	return append([]bundleFile{{"bundle.json", append(about, '\n')}}, files...), missing
 }
 
 // isProfile reports whether a file has no names: those in it are of code.
@@ -308,7 +314,7 @@ func writeBundle(w io.Writer, files []bundleFile, now time.Time) error {
 	compressed := gzip.NewWriter(w)
 	archive := tar.NewWriter(compressed)
 	for _, f := range files {
-		header := &tar.Header{Name: f.name, Mode: 0o600, Size: int64(len(f.data)), ModTime: now}
+		header := &tar.Header{Name: f.name, Mode: 0o600, Size: int64(len(f.data)), ModTime: now.Truncate(time.Second)}
 		if err := archive.WriteHeader(header); err != nil {
 			return err
 		}

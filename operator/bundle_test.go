@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -34,6 +35,7 @@ func untar(t *testing.T, path string) (names []string, files map[string]string) 
 		}
 		require.NoError(t, err)
 		require.EqualValues(t, 0o600, header.Mode)
+		require.False(t, header.ModTime.After(time.Now()), "%s is of %s", header.Name, header.ModTime)
 		text, err := io.ReadAll(archive)
 		require.NoError(t, err)
 		names, files[header.Name] = append(names, header.Name), string(text)
@@ -78,6 +80,7 @@ func TestSupportBundle(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "bundle.tar.gz")
 	r := run(t, "support-bundle", path, "--address", addressesOf(two, one))
 	require.NoError(t, r.err)
+	require.Contains(t, r.stdout, "missing: a-id-a/cardinality-owner.json: the service is of a version that does not answer this\n")
 	info, err := os.Stat(path)
 	require.NoError(t, err)
 	require.Equal(t, fs.FileMode(0o600), info.Mode())
@@ -86,7 +89,7 @@ func TestSupportBundle(t *testing.T) {
 		"bundle.json", "a-id-a/_.._etc_passwd", "a-id-a/agents.json", "a-id-a/cardinality-agent.json", "a-id-a/config.json", "a-id-a/cost.json", "a-id-a/cpu.pprof",
 		"a-id-a/goroutines.txt", "a-id-a/log.txt", "a-id-a/pushes.json", "a-id-a/refusals.json", "a-id-a/status.json",
 	}, names[:12])
-	require.Contains(t, files["bundle.json"], "a-id-a/cardinality-owner.json: the service is of an older version")
+	require.Contains(t, files["bundle.json"], "a-id-a/cardinality-owner.json: the service is of a version that does not")
 	require.Equal(t, "ada\x00\xff", files["a-id-a/cpu.pprof"])
 	require.Equal(t, "main.main at cobol.go", files["a-id-a/goroutines.txt"])
 	for name, text := range files {

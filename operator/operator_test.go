@@ -224,7 +224,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		code       int
 	}{
 		{"--address " + secure.address + " --ca-file " + caFile + " --server-name stats.example.com", "", 0},
-		{"--address " + secure.address, "where the service has a certificate, give --tls or --ca-file", 2},
+		{"--address " + secure.address, "not --prometheus-address, and --tls or --ca-file where it has a certificate", 2},
 		{"--address " + secure.address + " --server-name stats.example.com", "the certificate is not trusted: give --ca-file", 2},
 		{"--address " + secure.address + " --ca-file " + caFile, "the certificate is for another name than 127.0.0.1: give --server-name", 2},
 		{"--address " + open.address + " --tls", "the service speaks no TLS there", 2},
