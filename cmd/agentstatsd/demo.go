@@ -104,23 +104,26 @@ func runDemo(ctx context.Context, c *config, agents int, stdout, stderr io.Write
 
 // describe prints where to look.
 func (s *service) describe(w io.Writer, agents int) error {
-	registry := "not served: --prometheus-enable=false"
+	var registry string
 	if s.httpListener != nil {
 		scheme := "http"
 		if s.webConfig.TLS() {
 			scheme = "https"
 		}
-		registry = fmt.Sprintf("%s://%s/", scheme, s.httpListener.Addr())
+		url := fmt.Sprintf("%s://%s/", scheme, s.httpListener.Addr())
+		registry = fmt.Sprintf(`
+  what Prometheus sees   curl -s %[1]s
+  the status page        %[1]sstatus
+  readiness              curl -s %[1]s-/ready`, url)
 	}
 	_, err := fmt.Fprintf(w, `agentstatsd demo: the service, and %d simulated agents that report every %s
-
-  what Prometheus sees   curl -s %s
-  readiness              curl -s %s-/ready
-  gRPC                   %s
-  coderd's token         %s
+%s
+  what operators ask     agentstatsd status --address %[4]s --token-file %[5]s
+  gRPC                   %[4]s
+  coderd's token         %[5]s
 
 Ctrl-C ends it.
-`, agents, s.config.reportInterval, registry, registry, s.grpcListener.Addr(), s.config.tokenFile())
+`, agents, s.config.reportInterval, registry, s.grpcListener.Addr(), s.config.tokenFile())
 	if err != nil {
 		return fmt.Errorf("print: %w", err)
 	}
