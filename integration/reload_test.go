@@ -39,11 +39,12 @@ type certificates struct {
 	key    *ecdsa.PrivateKey
 	ca     *x509.Certificate
 	serial int64
+	age    time.Duration // of those that are issued
 }
 
 func newCertificates(t *testing.T) *certificates {
 	t.Helper()
-	c := &certificates{t: t, dir: t.TempDir()}
+	c := &certificates{t: t, dir: t.TempDir(), age: time.Hour}
 	var err error
 	c.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
@@ -72,7 +73,7 @@ func (c *certificates) renew() {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(c.t, err)
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(1000 + c.serial), DNSNames: []string{"localhost"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		SerialNumber: big.NewInt(1000 + c.serial), DNSNames: []string{"localhost"}, NotBefore: time.Now().Add(-c.age), NotAfter: time.Now().Add(time.Hour),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}, c.ca, key.Public(), c.key)
 	require.NoError(c.t, err)
