@@ -9,6 +9,7 @@ replace (
 )
 
 require (
+	github.com/KimMachineGun/automemlimit v1.0.1
 	github.com/coder/agentstatsd/client v0.1.0
 	github.com/coder/agentstatsd/client/drpctap v0.1.0
 	github.com/coder/agentstatsd/proto v0.1.0
@@ -44,6 +45,7 @@ require (
 
 require (
 	github.com/dennwc/varint v1.0.0 // indirect
+	github.com/pbnjay/memory v0.0.0-20210728143218-7b4eea64cf58 // indirect
 	go.uber.org/atomic v1.12.0 // indirect
 )
 

@@ -25,6 +25,8 @@ type Series interface {
 	FamiliesOf(id agent.ID) []aggregator.FamilySeries
 	// Cardinality counts by a dimension. It blocks while others count.
 	Cardinality(ctx context.Context, q cardinality.Query) (*cardinality.Result, error)
+	// SampledCardinality returns the largest names as they were within the last minute.
+	SampledCardinality(by cardinality.Dimension, limit int) *cardinality.Result
 	explain.Series
 }
 

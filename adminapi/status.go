@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/aggregator/cardinality"
 	"github.com/coder/agentstatsd/internal/readiness"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -37,8 +38,15 @@ type Self struct {
 // Place is an address, a path or a URL, and what is there.
 type Place struct{ Name, Value string }
 
-// maxRefusedReasons bounds the reasons in a status. There are about 60.
-const maxRefusedReasons = 20
+const (
+	// maxRefusedReasons bounds the reasons in a status. There are about 60.
+	maxRefusedReasons = 20
+	// maxLargest bounds the rows by each of largest.
+	maxLargest = 20
+)
+
+// largest is what a status has the largest of.
+var largest = []cardinality.Dimension{cardinality.ByFamily, cardinality.ByTemplate, cardinality.ByOwner}
 
 // GetStatus implements agentstatsv1.AdminServiceServer.
 func (s *Service) GetStatus(context.Context, *agentstatsv1.GetStatusRequest) (*agentstatsv1.GetStatusResponse, error) {
@@ -76,7 +84,7 @@ func (s *Service) status(now time.Time) *agentstatsv1.ReplicaStatus {
 		Relayed:          g.value("agentstatsd_relayed_sessions"),
 		Series:           g.value("agentstatsd_series"),
 		ResidentBytes:    g.value("process_resident_memory_bytes"),
-		MemoryLimitBytes: g.memoryLimit(),
+		MemoryLimitBytes: g.value("agentstatsd_memory_limit_bytes"),
 		Durability:       g.durability(),
 		Refused:          g.refused(maxRefusedReasons),
 		ScrapedAt:        timestamp(g.value("agentstatsd_last_scrape_timestamp_seconds")),
@@ -92,6 +100,9 @@ func (s *Service) status(now time.Time) *agentstatsv1.ReplicaStatus {
 	}
 	for _, p := range self.Places {
 		r.Places = append(r.Places, &agentstatsv1.Place{Name: p.Name, Value: p.Value})
+	}
+	for _, by := range largest {
+		r.Cardinality = append(r.Cardinality, cardinalityGroup(cardinality.Query{By: by}, s.Series.SampledCardinality(by, maxLargest)))
 	}
 	s.metrics.rowsLeftOut.Add(float64(trim(r, maxStatusBytes)))
 	return r
@@ -160,20 +171,10 @@ func (g gathered) refused(most int) (all []*agentstatsv1.NamedCount) {
 	return all[:min(len(all), most)]
 }
 
-// memoryLimit returns the bytes that GOMEMLIMIT allows; 0: it is not set.
-func (g gathered) memoryLimit() float64 {
-	limit := g.value("go_gc_gomemlimit_bytes")
-	if limit >= math.MaxInt64 {
-		return 0
-	}
-	return limit
-}
-
 // timestamp returns a Unix time; nil: it is 0, as of what did not happen.
 func timestamp(seconds float64) *timestamppb.Timestamp {
 	if seconds <= 0 {
 		return nil
 	}
-	whole, part := math.Modf(seconds)
-	return timestamppb.New(time.Unix(int64(whole), int64(part*1e9)))
+	return timestamppb.New(time.UnixMicro(int64(math.Round(seconds * 1e6)))) // a float64 has no more
 }

@@ -38,6 +38,13 @@ func (a *Aggregator) Cardinality(ctx context.Context, q cardinality.Query) (*car
 	return out, nil
 }
 
+// SampledCardinality returns the largest families, templates or owners as of the newest of the
+// samples, which are taken once a minute. It counts nothing. Of the Result it has
+// what Names, Counts and GrowthOver are.
+func (a *Aggregator) SampledCardinality(by cardinality.Dimension, limit int) *cardinality.Result {
+	return a.history.Newest(by, limit)
+}
+
 // sampleCardinality counts all series once a minute, so that growth is known.
 func (a *Aggregator) sampleCardinality(ctx context.Context) {
 	tick := time.NewTicker(cardinality.SampleInterval)

@@ -27,9 +27,12 @@ type sample struct {
 
 type sampledNames struct {
 	series map[sampledName]int
-	// all is true if there were no more names.
-	all bool
+	// names is how many there were, with those that are not sampled.
+	names int
 }
+
+// all reports whether there were no more names.
+func (names *sampledNames) all() bool { return len(names.series) == names.names }
 
 // sampledName is a countedName, or an agent.
 type sampledName struct {
@@ -51,7 +54,7 @@ func (h *History) Add(at time.Time, c *Census) {
 	for d := range dimensions {
 		var r Result
 		c.Rank(d, MaxGrowing, &r)
-		names := sampledNames{series: make(map[sampledName]int, len(r.Counts)), all: r.Names == len(r.Counts)}
+		names := sampledNames{series: make(map[sampledName]int, len(r.Counts)), names: r.Names}
 		for i := range r.Counts {
 			name := r.Counts[i].sampled()
 			// They are parts of longer strings.
@@ -86,8 +89,30 @@ func (names *sampledNames) compare(age time.Duration, r *Result) {
 	for i := range r.Counts {
 		n := &r.Counts[i]
 		before, known := names.series[n.sampled()]
-		if known || names.all {
+		if known || names.all() {
 			n.GrowthKnown, n.Growth = true, float64(n.Series-before)/age.Minutes()
 		}
 	}
+}
+
+// Newest returns what the newest sample has by families, templates or owners: how many names
+// there were, and the largest, at most limit, with their growth since the sample before.
+func (h *History) Newest(by Dimension, limit int) *Result {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r := new(Result)
+	if len(h.samples) == 0 {
+		return r
+	}
+	newest := &h.samples[len(h.samples)-1]
+	r.Names = newest.by[by].names
+	most := NewTop(limit, compareCounts)
+	for name, series := range newest.by[by].series {
+		most.Add(Count{Name: name.name, Series: series})
+	}
+	r.Counts = most.Sorted()
+	if before := &h.samples[0]; before != newest {
+		before.by[by].compare(newest.at.Sub(before.at), r)
+	}
+	return r
 }

@@ -31,3 +31,27 @@ func TestGrowthOfTheLargest(t *testing.T) {
 	require.False(t, compare(start.Add(2*time.Minute), "new").GrowthKnown)
 	require.False(t, compare(start.Add(2*time.Minute), fmt.Sprint(MaxGrowing)).GrowthKnown)
 }
+
+// The newest sample has the largest names, and how much they grew since the one before.
+func TestNewestSample(t *testing.T) {
+	var h History
+	require.Equal(t, &Result{}, h.Newest(ByFamily, 2))
+	start := time.Now()
+	sampleOf := func(at time.Time, series map[string]int) {
+		c := NewCensus("", "", AllDimensions()...)
+		for name, n := range series {
+			c.Add(name, nil, n)
+		}
+		h.Add(at, c)
+	}
+	sampleOf(start, map[string]int{"a": 5, "b": 6, "c": 1})
+	require.Equal(t, []Count{{Name: "b", Series: 6}, {Name: "a", Series: 5}}, h.Newest(ByFamily, 2).Counts)
+	require.Equal(t, 3, h.Newest(ByFamily, 2).Names)
+	sampleOf(start.Add(time.Minute), map[string]int{"a": 9, "b": 6, "d": 2})
+	require.Equal(t, &Result{
+		Names: 3, GrowthOver: time.Minute,
+		Counts: []Count{
+			{Name: "a", Series: 9, GrowthKnown: true, Growth: 4}, {Name: "b", Series: 6, GrowthKnown: true}, {Name: "d", Series: 2, GrowthKnown: true, Growth: 2},
+		},
+	}, h.Newest(ByFamily, 10))
+}

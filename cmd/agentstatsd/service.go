@@ -20,6 +20,7 @@ import (
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/handshake"
 	"github.com/coder/agentstatsd/internal/listening"
+	"github.com/coder/agentstatsd/internal/memorylimit"
 	"github.com/coder/agentstatsd/internal/ownmetrics"
 	"github.com/coder/agentstatsd/internal/preflight"
 	"github.com/coder/agentstatsd/internal/readiness"
@@ -220,6 +221,9 @@ func (s *service) checks() []readiness.Check {
 func (s *service) ready() readiness.Answer {
 	own := readiness.Of(s.checks())
 	own.Warnings = append(own.Warnings, s.fileWarnings()...)
+	if s.pubsub.Connected() != nil { // what it says names servers
+		own.Warnings = append(own.Warnings, "there is no connection to the pubsub: this replica sees changes of others only when it reads them again")
+	}
 	if s.replicas != nil {
 		own.Warnings = append(own.Warnings, s.replicas.Warnings()...)
 	}
@@ -275,7 +279,8 @@ func (s *service) notDraining() error {
 	return nil
 }
 
-// registerBuildInfo registers the version, as Prometheus's own components do.
+// registerBuildInfo registers the version, as Prometheus's own components do, and what the
+// process may take.
 func registerBuildInfo(reg prometheus.Registerer) error {
 	info := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "agentstatsd_build_info",
@@ -287,7 +292,7 @@ func registerBuildInfo(reg prometheus.Registerer) error {
 			"goversion": runtime.Version(), "goos": runtime.GOOS, "goarch": runtime.GOARCH,
 		},
 	}, func() float64 { return 1 })
-	return ownmetrics.Register(reg, info)
+	return ownmetrics.Register(reg, info, memorylimit.Collector())
 }
 
 // registerLogAndTLS registers what the log left out, and the certificates of a listener.

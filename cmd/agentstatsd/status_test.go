@@ -33,7 +33,7 @@ func TestStatusOfService(t *testing.T) {
 	require.Equal(t, version(), r.GetVersion())
 	require.Positive(t, r.GetResidentBytes())
 	require.NotNil(t, r.GetStartedAt())
-	require.Zero(t, r.GetMemoryLimitBytes(), "none is set")
+	require.Equal(t, gauge(t, s, "agentstatsd_memory_limit_bytes"), r.GetMemoryLimitBytes())
 	names := make([]string, len(r.GetComponents()))
 	for i, c := range r.GetComponents() {
 		names[i] = c.GetName()
@@ -94,6 +94,16 @@ func TestConfigOfService(t *testing.T) {
 	require.Equal(t, "15s", options["lease-duration"].GetValue(), "it needs a restart")
 	require.NotEqual(t, before, after)
 	require.Equal(t, strconv.FormatFloat(gauge(t, r.service, "agentstatsd_config_hash"), 'f', -1, 64), after)
+}
+
+// A pubsub that is away is a warning, without its address.
+func TestStatusWithoutPubSub(t *testing.T) {
+	r := newReloaded(t, "", "--pubsub-url", "nats://ada:hunter2@127.0.0.1:1")
+	resp, err := r.admin.GetStatus(t.Context(), &agentstatsv1.GetStatusRequest{})
+	require.NoError(t, err)
+	require.Equal(t, []string{"there is no connection to the pubsub: this replica sees changes of others only when it reads them again"},
+		resp.GetReplicas()[0].GetWarnings())
+	require.NotContains(t, resp.String(), "hunter2")
 }
 
 func textsOf(o *agentstatsv1.Option) []string {

@@ -151,7 +151,8 @@ type ReplicaStatus struct {
 	Series float64 `protobuf:"fixed64,20,opt,name=series,proto3" json:"series,omitempty"`
 	// Bytes of memory that are resident.
 	ResidentBytes float64 `protobuf:"fixed64,21,opt,name=resident_bytes,json=residentBytes,proto3" json:"resident_bytes,omitempty"`
-	// Bytes that GOMEMLIMIT allows; 0: it is not set.
+	// Bytes of memory that GOMEMLIMIT, or its container, allows, whichever is less; 0: no
+	// limit is known.
 	MemoryLimitBytes float64 `protobuf:"fixed64,22,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`
 	// Cores that it used in the last 1 to 15 s, as a mean; 0 in the first second.
 	Cores float64 `protobuf:"fixed64,23,opt,name=cores,proto3" json:"cores,omitempty"`
@@ -162,7 +163,7 @@ type ReplicaStatus struct {
 	Refused []*NamedCount `protobuf:"bytes,25,rep,name=refused,proto3" json:"refused,omitempty"`
 	// Time of the newest scrape that was served; absent: there was none.
 	ScrapedAt *timestamppb.Timestamp `protobuf:"bytes,26,opt,name=scraped_at,json=scrapedAt,proto3" json:"scraped_at,omitempty"`
-	// Series by family, template and owner; the 20 largest each.
+	// Series by family, template and owner, within the last minute; the 20 largest each.
 	Cardinality   []*CardinalityGroup `protobuf:"bytes,27,rep,name=cardinality,proto3" json:"cardinality,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
