@@ -166,6 +166,12 @@ func (b *tab) open(path string) {
 	run(b, chromedp.Navigate(b.origin+path))
 }
 
+// before has a script run before those of each page.
+func (b *tab) before(script string) {
+	b.t.Helper()
+	call(b, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{Source: script})
+}
+
 // look sets how wide the window is, and which colors its user prefers.
 func (b *tab) look(width int64, scheme string) {
 	b.t.Helper()
