@@ -58,7 +58,7 @@ cem/x.main    k8s                wrong_type  1      2h ago
 }
 
 func TestCardinality(t *testing.T) {
-	one, two := 1.0, 2.5
+	one, two := 1.0, 2.4666
 	a := startFake(t, "127.0.0.1", &fake{cardinality: &pb.GetCardinalityResponse{Series: 60, Descriptors: 5, Agents: 2, Group: &pb.CardinalityGroup{
 		By: "family", Total: 3, Rows: []*pb.CardinalityRow{{Name: "x", Series: 40, Growth: &one}, {Name: "y", Series: 15, Growth: &one}, {Name: "z", Series: 5}},
 	}}}, nil)

@@ -67,8 +67,8 @@ func shown(text string) string {
 	return b.String()
 }
 
-// number returns a count.
-func number(n float64) string { return strconv.FormatFloat(n, 'f', -1, 64) }
+// number returns a count, or a mean of counts with one decimal place.
+func number(n float64) string { return strconv.FormatFloat(math.Round(10*n)/10, 'f', -1, 64) }
 
 // optionalNumber returns a count, empty if it is not known.
 func optionalNumber(n *float64) string {
