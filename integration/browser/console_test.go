@@ -19,20 +19,6 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// TestPictures takes pictures of a service that runs elsewhere. docs/status.png is one of
-// them: of serve, to which simulate had sent for an hour.
-func TestPictures(t *testing.T) {
-	if *origin == "" || *screenshots == "" {
-		t.Skip("-origin and -screenshots say of what, and where to")
-	}
-	b := newTab(t, *origin)
-	b.look(1280, "light")
-	for _, s := range []string{"status", "status/agents", "status/cardinality", "status/refusals", "status/durability", "status/pushes", "status/config", "status/replicas"} {
-		b.open("/" + s)
-		b.picture(strings.ReplaceAll(s, "/", "-"))
-	}
-}
-
 // pages are all pages of a large deployment, with few rows each.
 var pages = []string{
 	"/", "/status/agents?page_size=10", "/status/agents/" + uuid(53), "/status/cardinality?limit=10&cost=1&what_if_labels=username",

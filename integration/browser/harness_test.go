@@ -39,10 +39,7 @@ import (
 	"github.com/coder/agentstatsd/web/console"
 )
 
-var (
-	screenshots = flag.String("screenshots", "", "directory to put pictures of all pages into")
-	origin      = flag.String("origin", "", "a service that runs, such as http://127.0.0.1:2112, whose pages TestPictures takes pictures of")
-)
+var screenshots = flag.String("screenshots", "", "directory to put pictures of all pages into")
 
 // chromium is the browser of all tests. Each test has a tab.
 var chromium context.Context
