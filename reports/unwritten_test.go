@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -89,6 +90,7 @@ func TestPendingBytes(t *testing.T) {
 		require.Len(t, m.Sums, 3)
 		require.Equal(t, []int64{2, 6, 1}, []int64{m.Sums[0].Reports, m.Sums[1].Reports, m.Sums[2].Reports})
 		require.Empty(t, m.Sums[1].Data)
+		synctest.Wait() // the trackers are notified beside the delivery
 		require.ElementsMatch(t, []int64{2, 11, 12, 13, 14, 16, 23}, tracker.takeWritten())
 		r.mu.Lock()
 		defer r.mu.Unlock()
