@@ -8,7 +8,7 @@ TOOL  := $(GO) tool -modfile=$(CURDIR)/tools/go.mod
 PKGS  := ./...
 # Modules of their own, which ./... of the root leaves out. What others link comes with
 # the oldest versions that it works with: its tests run with these.
-MODULES := proto client client/drpctap examples/coderd bench integration
+MODULES := proto client client/drpctap examples/coderd bench integration deploy
 LINKED  := proto client client/drpctap
 # $(call each,modules,command) runs a command in each of them, up to one that fails.
 each = for module in $(1); do echo "$$module: $(2)"; (cd $$module && $(2)) || exit 1; done
