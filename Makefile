@@ -6,6 +6,12 @@
 GO    ?= go
 TOOL  := $(GO) tool -modfile=$(CURDIR)/tools/go.mod
 PKGS  := ./...
+# The version that binaries, image, packages and chart have; its time is that of all files
+# in them, as two builds of a commit give the same. Both can be given, where git is not.
+VERSION ?= $(shell deploy/version)
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+# A program of ours is static, and without debug information, which stack traces do not need.
+BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-w -X main.release=$(VERSION)'
 # Modules of their own, which ./... of the root leaves out. What others link comes with
 # the oldest versions that it works with: its tests run with these.
 MODULES := proto client client/drpctap examples/coderd bench integration deploy
@@ -32,14 +38,25 @@ PLAIN  = $(sort $(dir $(shell grep -rlE 'pgregory.net/rapid|testing\.Short\(\)|f
 FUZZTIME  ?= 2m
 BENCHTIME ?= 1s
 
-.PHONY: help build demo demo-bridge check test test-servers test-race test-plain test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt tidy vuln clean
+.PHONY: help build binaries version demo demo-bridge check test test-servers test-race test-plain test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt tidy vuln clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target what; do \
 		printf '%-16s %s\n' "$$target" "$$what"; done
 
 build: ## build bin/agentstatsd, static
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/agentstatsd ./cmd/agentstatsd
+	$(BUILD) -o bin/agentstatsd ./cmd/agentstatsd
+
+# What a release has of the program, dist/linux-amd64/agentstatsd for one; whatever the
+# environment says, the same for everybody with the same Go.
+PLATFORMS := linux-amd64 linux-arm64
+binaries: $(PLATFORMS:%=dist/%/agentstatsd) ## build dist/PLATFORM/agentstatsd for each platform of a release
+.PHONY: $(PLATFORMS:%=dist/%/agentstatsd)
+$(PLATFORMS:%=dist/%/agentstatsd): dist/%/agentstatsd:
+	GOOS=$(word 1,$(subst -, ,$*)) GOARCH=$(word 2,$(subst -, ,$*)) GOAMD64=v1 GOARM64=v8.0 GOFLAGS= GOEXPERIMENT= $(BUILD) -o $@ ./cmd/agentstatsd
+
+version: ## print the version of the checkout
+	@echo $(VERSION)
 
 demo: build ## run the service with a simulated fleet
 	./bin/agentstatsd demo
@@ -204,4 +221,4 @@ vuln: ## look for known vulnerabilities
 	@$(call each,. bench examples/coderd,$(TOOL) govulncheck ./...)
 
 clean: ## remove what was built
-	rm -rf bin
+	rm -rf bin dist

@@ -72,6 +72,7 @@ func TestMain(m *testing.M) {
 	}
 	binary = filepath.Join(dir, "agentstatsd")
 	build := exec.Command("go", "build", "-o", binary, "./cmd/agentstatsd")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is released
 	build.Dir = ".."
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build agentstatsd: %v\n%s", err, out)
