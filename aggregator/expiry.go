@@ -1,6 +1,9 @@
 package aggregator
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // expire removes expired series. It returns the time until the next one expires.
 // That is at most the TTL, as agents report meanwhile.
@@ -38,6 +41,20 @@ func (a *Aggregator) expire(now time.Time) time.Duration {
 		a.removeEnded(as)
 	}
 	return time.Duration(next - t)
+}
+
+// countOverdue returns how many open agents have not reported for three quarters of the
+// TTL. Intervals are lengthened to half of it at most. One that never reported is none.
+func (a *Aggregator) countOverdue(now time.Time) (n int) {
+	before := a.since(now) - a.ttl()/4*3
+	_ = a.walkAgents(context.Background(), func(as *agentSeries) { // which does not end
+		as.mu.Lock()
+		defer as.mu.Unlock()
+		if as.open && as.reported != never && as.reported < before {
+			n++
+		}
+	})
+	return n
 }
 
 // dropExpired drops the agent's expired series. It returns when the next one expires, how

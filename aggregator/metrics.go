@@ -1,6 +1,8 @@
 package aggregator
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/internal/ownmetrics"
@@ -87,6 +89,10 @@ func (a *Aggregator) registerGauges(reg prometheus.Registerer) error {
 			Name: "agentstatsd_hidden_families",
 			Help: "Families of which agents send samples that are refused, because they cannot be served beside one that coderd pushes.",
 		}, func() float64 { return float64(a.families.contradicted()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_agents_overdue",
+			Help: "Agents with a session and without a report for three quarters of the TTL of series, which is longer than lengthened intervals.",
+		}, func() float64 { return float64(a.countOverdue(time.Now())) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_hidden_agents",
 			Help: "Agents hidden by a newer agent with the same labels: their series are not served.",

@@ -60,3 +60,27 @@ func TestUsage(t *testing.T) {
 		require.Equal(t, 2.0, usage()["series_per_agent"])
 	})
 }
+
+// An agent with a session that reports no more is overdue before its series expire, and
+// until it reports or its session ends.
+func TestOverdue(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		a := newTest(t, Options{SeriesTTL: 2 * time.Minute})
+		overdue := func() int { return a.countOverdue(time.Now()) }
+		for n := range byte(3) {
+			a.Open(id(n), identity("agent"+string('0'+n)), agent.Session{Epoch: 1})
+		}
+		time.Sleep(time.Hour)
+		require.Zero(t, overdue(), "none has reported")
+		a.Report(id(1), 1, time.Now(), samples(sample("aa", agent.Gauge, 1)))
+		a.Report(id(2), 1, time.Now(), samples(sample("aa", agent.Gauge, 1)))
+		time.Sleep(90 * time.Second)
+		require.Zero(t, overdue())
+		time.Sleep(time.Nanosecond)
+		require.Equal(t, 2, overdue())
+		a.Close(id(2), 1, false)
+		require.Equal(t, 1, overdue())
+		a.Report(id(1), 1, time.Now(), samples(sample("aa", agent.Gauge, 1)))
+		require.Zero(t, overdue())
+	})
+}

@@ -41,6 +41,14 @@ func (r *Replicas) registerGauges(reg prometheus.Registerer) error {
 			Help: "Replicas that this one considers alive, itself included.",
 		}, func() float64 { return float64(r.countLive()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_replicas_gone",
+			Help: "Replicas that ended without leaving, or are cut off from the database, until 20 lease durations later.",
+		}, func() float64 { gone, _ := r.noted(); return float64(gone) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_replica_clock_skew_seconds",
+			Help: "By how much the clock of this replica is ahead of the database's, in seconds; below 0: behind.",
+		}, func() float64 { _, skew := r.noted(); return skew.Seconds() }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_replica_strangers",
 			Help: "Replicas that send messages but are not in the database: cut off from it, or of another deployment with the same id.",
 		}, func() float64 { return float64(r.countStrangers()) }),

@@ -55,6 +55,8 @@ type Store interface {
 	RecordHeartbeat(ctx context.Context, me agent.Replica, takeover int64) ([]agent.Replica, agent.Lease, error)
 	// RemoveReplicas removes replicas, and frees the lease if one of them has it.
 	RemoveReplicas(ctx context.Context, ids []agent.ID) error
+	// Clock returns the time of the database.
+	Clock(ctx context.Context) (time.Time, error)
 	// SaveIntervalFactor stores the factor that holder decided. If holder does not have
 	// the lease, the error wraps agent.ErrOutdated.
 	SaveIntervalFactor(ctx context.Context, holder agent.ID, factor float64) error
@@ -100,6 +102,8 @@ type Replicas struct {
 	load           agent.Load      // for the next heartbeat
 	others         []agent.Replica // those that live, as of the last heartbeat
 	intervalFactor float64         // as of the last heartbeat; 0: there was none
+	gone           int             // others that ended without leaving, as of the last heartbeat
+	skew           time.Duration   // of the clock, from the database's
 	config         string          // see SetConfig
 	differences    []string        // of the others' from it, as of the last heartbeat
 
@@ -266,11 +270,13 @@ func (r *Replicas) recordHeartbeat(ctx context.Context) {
 		r.term++
 	}
 	r.live = r.liveReplicas(now)
+	r.gone = len(r.seen) - len(r.live)
 	r.noteLoadsLocked(replicas, lease)
 	r.err = nil
 	r.mu.Unlock()
 	r.heartbeats.Works(ctx)
 	r.compareConfigs(ctx)
+	r.compareClocks(heartbeatCtx)
 
 	leads := r.Leads()
 	if !was || led != leads {
@@ -287,6 +293,29 @@ func (r *Replicas) recordHeartbeat(ctx context.Context) {
 			r.log.WarnContext(ctx, "rows of replicas that are gone are not removed, trying again", "error", err)
 		}
 	}
+}
+
+// compareClocks notes by how much the clock differs from the database's. What an answer
+// took is divided evenly over both ways. Without an answer the last one stands: nothing
+// depends on it.
+func (r *Replicas) compareClocks(ctx context.Context) {
+	asked := time.Now()
+	is, err := r.store.Clock(ctx)
+	if err != nil {
+		r.log.DebugContext(ctx, "the clock of the database is not read", "error", err)
+		return
+	}
+	skew := asked.Add(time.Since(asked) / 2).Sub(is)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.skew = skew
+}
+
+// noted returns what a heartbeat found: how many others are gone, and the skew of the clock.
+func (r *Replicas) noted() (gone int, skew time.Duration) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.gone, r.skew
 }
 
 // validUntil returns how long a heartbeat is valid for its replica. It was written

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -31,7 +32,8 @@ type database struct {
 	mu       sync.Mutex
 	replicas map[agent.ID]agent.Replica
 	lease    agent.Lease
-	down     error // for all
+	down     error         // for all
+	ahead    time.Duration // its clock
 }
 
 // access is how one replica reaches the database and the others.
@@ -74,6 +76,12 @@ func (d *database) setDown(err error) {
 	d.down = err
 }
 
+func (d *database) setAhead(ahead time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ahead = ahead
+}
+
 // reach blocks while the access is cut, as a network that swallows all does.
 func (a *access) reach(ctx context.Context) error {
 	a.mu.Lock()
@@ -102,6 +110,17 @@ func (a *access) RecordHeartbeat(ctx context.Context, me agent.Replica, takeover
 		l.Heartbeats++
 	}
 	return slices.Collect(maps.Values(a.replicas)), a.lease, nil
+}
+
+func (a *access) Clock(ctx context.Context) (time.Time, error) {
+	if err := a.reach(ctx); err != nil {
+		if !errors.Is(err, ctx.Err()) {
+			a.database.mu.Unlock()
+		}
+		return time.Time{}, err
+	}
+	defer a.database.mu.Unlock()
+	return time.Now().Add(a.ahead), nil
 }
 
 func (a *access) SaveIntervalFactor(ctx context.Context, holder agent.ID, factor float64) error {
@@ -491,5 +510,48 @@ func TestStrangers(t *testing.T) {
 		foreign.stop()
 		wait(2 * lease)
 		require.Zero(t, a.countStrangers())
+	})
+}
+
+// A replica that died is gone until its row is removed. One that leaves is not.
+func TestGone(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		w := newWorld()
+		a, b, c := w.start(t), w.start(t), w.start(t)
+		gone := func(want int) {
+			t.Helper()
+			require.NoError(t, testutil.GatherAndCompare(a.reg, strings.NewReader(fmt.Sprintf(`
+# HELP agentstatsd_replicas_gone Replicas that ended without leaving, or are cut off from the database, until 20 lease durations later.
+# TYPE agentstatsd_replicas_gone gauge
+agentstatsd_replicas_gone %d
+`, want)), "agentstatsd_replicas_gone"))
+		}
+		wait(lease)
+		gone(0)
+		b.stop()
+		wait(2 * lease)
+		gone(0)
+		c.kill()
+		wait(2 * lease)
+		gone(1)
+		wait(forgetAfter * lease)
+		gone(0)
+	})
+}
+
+// The clock is compared with the database's, whatever it was before.
+func TestClockSkew(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		w := newWorld()
+		a := w.start(t)
+		for _, ahead := range []time.Duration{0, 90 * time.Second, -time.Hour} {
+			w.setAhead(ahead)
+			wait(lease)
+			require.NoError(t, testutil.GatherAndCompare(a.reg, strings.NewReader(fmt.Sprintf(`
+# HELP agentstatsd_replica_clock_skew_seconds By how much the clock of this replica is ahead of the database's, in seconds; below 0: behind.
+# TYPE agentstatsd_replica_clock_skew_seconds gauge
+agentstatsd_replica_clock_skew_seconds %v
+`, -ahead.Seconds())), "agentstatsd_replica_clock_skew_seconds"))
+		}
 	})
 }

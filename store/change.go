@@ -11,9 +11,13 @@ import (
 	"slices"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+	"modernc.org/sqlite"
+
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/internal/backoff"
 	"github.com/coder/agentstatsd/internal/oneline"
+	"github.com/coder/agentstatsd/store/internal/measured"
 )
 
 // A call is tried a few times at once if the database says that it may well succeed.
@@ -117,9 +121,14 @@ func (s *Store) attempt(ctx context.Context, doing string, f func() error) error
 		}
 		if down && again && !fault.down && !fault.answered {
 			// A server that stops or starts may cut a connection without a word.
+			s.metrics.CountError(measured.CauseUnreachable)
 			return &Error{doing: doing, reason: reasonDown, err: fmt.Errorf("%w: %w", agent.ErrStoreDown, err)}
 		}
-		return s.classify(ctx, doing, err)
+		failed := s.classify(ctx, doing, err)
+		if cause := causeOf(failed); cause != "" {
+			s.metrics.CountError(cause)
+		}
+		return failed
 	}
 }
 
@@ -155,7 +164,7 @@ const (
 )
 
 // classify wraps err so that callers know what writing again can cure.
-func (s *Store) classify(ctx context.Context, doing string, err error) error {
+func (s *Store) classify(ctx context.Context, doing string, err error) *Error {
 	f := s.dialect.faultOf(err)
 	e := &Error{doing: doing, reason: cmp.Or(f.reason, reasonUnknown), err: err}
 	switch {
@@ -172,6 +181,30 @@ func (s *Store) classify(ctx context.Context, doing string, err error) error {
 		e.reason = reasonTimeout
 	}
 	return e
+}
+
+// causes are by what Reason returns.
+var causes = map[string]string{
+	reasonDown:     measured.CauseUnreachable,
+	reasonCut:      measured.CauseUnreachable,
+	reasonTimeout:  measured.CauseTimeout,
+	reasonRejected: measured.CauseRejected,
+	reasonReadOnly: measured.CauseReadOnly,
+	reasonMoved:    measured.CauseMoved,
+	reasonFull:     measured.CauseDiskFull,
+	reasonCrowded:  measured.CauseConnections,
+}
+
+// causeOf returns what an error counts as; empty: it is the caller's, who gave up or was
+// outdated.
+func causeOf(e *Error) string {
+	if cause := causes[e.reason]; cause != "" {
+		return cause
+	}
+	if errors.As(e.err, new(*pgconn.PgError)) || errors.As(e.err, new(*sqlite.Error)) {
+		return measured.CauseOther
+	}
+	return ""
 }
 
 // query runs a read and calls scan for each row.

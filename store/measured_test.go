@@ -1,10 +1,12 @@
 package store
 
 import (
+	"context"
 	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -12,9 +14,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
+	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/store/internal/measured"
 )
 
@@ -103,4 +107,60 @@ func TestCallsAreTimed(t *testing.T) {
 	require.Len(t, calls, len(measured.Calls))
 	require.EqualValues(t, 2, calls["ping_database"])
 	require.Zero(t, calls["upsert_metadata"])
+}
+
+// What the database did not let through counts by its cause, once for all attempts of a
+// call. What a caller gave up, or was refused as outdated, does not.
+func TestErrorsAreCounted(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	m, err := newMetrics(reg)
+	require.NoError(t, err)
+	var fails error
+	s := &Store{dialect: &dialect{faultOf: postgresFault}, metrics: m, log: slog.New(slog.DiscardHandler)}
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, c := range []struct {
+		err   error
+		cause string // empty: none
+	}{
+		{&pgconn.PgError{Code: "53100", Severity: "ERROR"}, measured.CauseDiskFull},
+		{&pgconn.PgError{Code: "53300", Severity: "FATAL"}, measured.CauseConnections},
+		{&pgconn.PgError{Code: "57P03", Severity: "FATAL"}, measured.CauseUnreachable},
+		{&pgconn.PgError{Code: "25006", Severity: "ERROR"}, measured.CauseReadOnly},
+		{&pgconn.PgError{Code: "3D000", Severity: "FATAL"}, measured.CauseMoved},
+		{&pgconn.PgError{Code: "22021", Severity: "ERROR"}, measured.CauseRejected},
+		{&pgconn.PgError{Code: "XX001", Severity: "ERROR"}, measured.CauseOther},
+		{fmt.Errorf("read: %w", io.ErrUnexpectedEOF), measured.CauseUnreachable},
+		{context.DeadlineExceeded, measured.CauseTimeout},
+		{context.Canceled, ""},
+		{agent.ErrOutdated, ""},
+	} {
+		before := causesCounted(t, reg)
+		fails = c.err
+		require.Error(t, s.attempt(cancelled, "ping database", func() error { return fails }))
+		after := causesCounted(t, reg)
+		for cause, n := range after {
+			want := before[cause]
+			if cause == c.cause {
+				want++
+			}
+			require.Equal(t, want, n, "%v: %s", c.err, cause)
+		}
+		require.Len(t, after, 8)
+	}
+}
+
+func causesCounted(t *testing.T, reg *prometheus.Registry) map[string]float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	require.NoError(t, err)
+	counted := make(map[string]float64)
+	for _, f := range families {
+		if f.GetName() == "agentstatsd_store_errors_total" {
+			for _, m := range f.Metric {
+				counted[m.Label[0].GetValue()] = m.GetCounter().GetValue()
+			}
+		}
+	}
+	return counted
 }

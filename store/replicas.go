@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"time"
 
 	"github.com/coder/agentstatsd/agent"
 )
@@ -49,6 +50,16 @@ SELECT id, name, beats, load_cpu, load_pending_age, load_flush, config FROM repl
 		return nil, agent.Lease{}, err
 	}
 	return replicas, lease, nil
+}
+
+// Clock returns the time of the database, of SQLite that of this machine.
+func (s *Store) Clock(ctx context.Context) (time.Time, error) {
+	var now int64
+	err := s.view(ctx, "read clock", func(tx *sql.Tx) (err error) {
+		now, err = s.dialect.clock(ctx, tx)
+		return err
+	})
+	return time.Unix(0, now), err
 }
 
 // Lease returns the lease.

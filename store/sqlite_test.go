@@ -26,6 +26,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/internal/postgrestest"
+	"github.com/coder/agentstatsd/store/internal/measured"
 )
 
 // childEnv makes the test binary write to the database that it names until it
@@ -363,6 +364,7 @@ func TestSQLiteFull(t *testing.T) {
 	require.Equal(t, "the disk of the database is full", e.Reason())
 	require.ErrorContains(t, err, "full")
 	require.NotErrorIs(t, err, agent.ErrRejected)
+	require.Equal(t, measured.CauseDiskFull, causeOf(e))
 	_, err = s.writer.ExecContext(t.Context(), `PRAGMA max_page_count = 100000`)
 	require.NoError(t, err)
 	upsert(t, s, []agent.Metadata{row(id(1), "later", "v", 1, 1)})

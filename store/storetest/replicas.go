@@ -175,6 +175,10 @@ func testStatuses(t *testing.T, s Store) {
 }
 
 func testLease(t *testing.T, s Store) {
+	before := time.Now()
+	clock, err := s.Clock(t.Context())
+	require.NoError(t, err)
+	require.WithinRange(t, clock, before.Truncate(time.Microsecond), time.Now())
 	heartbeat := func(n byte, takeover int64) agent.Lease {
 		_, lease, err := s.RecordHeartbeat(t.Context(), agent.Replica{ID: id(n)}, takeover)
 		require.NoError(t, err)

@@ -35,6 +35,7 @@ type Store interface {
 	SaveSessions(ctx context.Context, records []agent.SessionRecord) (before []agent.SessionRecord, err error)
 	ObserveBuilds(ctx context.Context, builds []agent.ID, at time.Time) (fresh []agent.ID, err error)
 
+	Clock(ctx context.Context) (time.Time, error)
 	RecordHeartbeat(ctx context.Context, me agent.Replica, takeover int64) ([]agent.Replica, agent.Lease, error)
 	RemoveReplicas(ctx context.Context, ids []agent.ID) error
 	Lease(ctx context.Context) (agent.Lease, error)
@@ -326,6 +327,7 @@ func testContext(t *testing.T, s Store) {
 		"PushVersions":    func() error { _, err := s.PushVersions(ended); return err },
 		"ObserveBuilds":   func() error { _, err := s.ObserveBuilds(ended, []agent.ID{id(1)}, time.Unix(1, 0)); return err },
 		"RecordHeartbeat": func() error { _, _, err := s.RecordHeartbeat(ended, agent.Replica{ID: id(1)}, -1); return err },
+		"Clock":           func() error { _, err := s.Clock(ended); return err },
 		"RemoveReplicas":  func() error { return s.RemoveReplicas(ended, []agent.ID{id(1)}) },
 		"MetadataWithin":  func() error { _, _, err := s.MetadataWithin(ended, []agent.ID{id(1)}, 1); return err },
 		"MetadataKeys":    func() error { _, err := s.MetadataKeys(ended); return err },

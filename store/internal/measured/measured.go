@@ -17,17 +17,31 @@ import (
 var Calls = []string{
 	"acquire tasks", "add reports", "change registrations", "confirm subscriptions", "count sums of reports", "deliver reports",
 	"exchange status", "expire subscriptions", "fold pushes", "forget writers of reports", "look for sums of reports", "open subscription",
-	"ping database", "read deployment", "read lease", "read metadata", "read metadata keys", "read pushes",
+	"ping database", "read clock", "read deployment", "read lease", "read metadata", "read metadata keys", "read pushes",
 	"read registrations", "read removals", "read sessions", "read states", "read subscriptions", "read versions of pushes",
 	"record heartbeat", "record heartbeat of a report writer", "record observed builds", "release subscription",
 	"remove replicas", "remove sums of reports", "remove writer of reports", "save interval factor", "save push",
 	"save sessions", "save states", "start subscription", "upsert metadata",
 }
 
+// Causes are why calls fail that the database, or the way to it, does not let through.
+const (
+	CauseConnections = "connections"
+	CauseDiskFull    = "disk_full"
+	CauseMoved       = "moved"
+	CauseOther       = "other"
+	CauseReadOnly    = "read_only"
+	CauseRejected    = "rejected"
+	CauseTimeout     = "timeout"
+	CauseUnreachable = "unreachable"
+)
+
 // Metrics are those of one store.
 type Metrics struct {
 	// UndecodableRows are by their kind.
 	UndecodableRows *prometheus.CounterVec
+	// errors are by Causes.
+	errors *prometheus.CounterVec
 
 	// times are by the names of Calls.
 	times map[string]prometheus.Observer
@@ -48,12 +62,14 @@ func New(kinds []string, reg prometheus.Registerer) (*Metrics, error) {
 	m := &Metrics{
 		UndecodableRows: ownmetrics.CounterVec("agentstatsd_store_undecodable_rows_total", "Rows of the database that are skipped as they cannot be decoded, each once.",
 			ownmetrics.Values("kind", kinds...)),
+		errors: ownmetrics.CounterVec("agentstatsd_store_errors_total", "Calls of the database that failed, with all their attempts, by cause.",
+			ownmetrics.Values("cause", CauseConnections, CauseDiskFull, CauseMoved, CauseOther, CauseReadOnly, CauseRejected, CauseTimeout, CauseUnreachable)),
 		times: make(map[string]prometheus.Observer, len(Calls)),
 	}
 	for i, doing := range Calls {
 		m.times[doing] = times.WithLabelValues(queries[i])
 	}
-	return m, ownmetrics.Register(reg, m.UndecodableRows, times)
+	return m, ownmetrics.Register(reg, m.UndecodableRows, m.errors, times)
 }
 
 // Time measures one of Calls until done is called. Others are not measured, and nothing is
@@ -64,6 +80,13 @@ func (m *Metrics) Time(doing string) (done func()) {
 	}
 	began := time.Now()
 	return func() { m.times[doing].Observe(time.Since(began).Seconds()) }
+}
+
+// CountError counts a call that failed. Nothing is counted without Metrics.
+func (m *Metrics) CountError(cause string) {
+	if m != nil {
+		m.errors.WithLabelValues(cause).Inc()
+	}
 }
 
 // RegisterPool registers the numbers of a pool of connections.
