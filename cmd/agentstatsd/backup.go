@@ -10,6 +10,7 @@ import (
 
 	"github.com/coder/serpent"
 
+	"github.com/coder/agentstatsd/internal/datadir"
 	"github.com/coder/agentstatsd/optiontable"
 	"github.com/coder/agentstatsd/store"
 	"github.com/coder/agentstatsd/store/backup"
@@ -93,7 +94,7 @@ func restoreCommand() *serpent.Command {
 			if c.databaseURL != "" {
 				return errors.New("restore is for SQLite databases: restore a PostgreSQL database with pg_restore")
 			}
-			unlock, err := lockDataDir(c.dataDir)
+			unlock, err := datadir.Lock(c.dataDir)
 			if err != nil {
 				return err
 			}
@@ -141,7 +142,7 @@ func migrateCommand() *serpent.Command {
 				return errors.New("--status and --to: want one of them")
 			}
 			if c.databaseURL == "" {
-				unlock, err := lockDataDir(c.dataDir)
+				unlock, err := datadir.Lock(c.dataDir)
 				if err != nil {
 					return err
 				}
@@ -179,4 +180,4 @@ func (c *config) printSchema(ctx context.Context, w io.Writer) error {
 }
 
 // databasePath is the SQLite database.
-func (c *config) databasePath() string { return filepath.Join(c.dataDir, databaseFile) }
+func (c *config) databasePath() string { return filepath.Join(c.dataDir, datadir.Database) }

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/internal/admin"
+	"github.com/coder/agentstatsd/internal/datadir"
 	"github.com/coder/agentstatsd/internal/preflight"
 	"github.com/coder/agentstatsd/optiontable"
 	"github.com/coder/agentstatsd/reload"
@@ -46,7 +47,7 @@ func (c *config) check(ctx context.Context, w io.Writer, running *admin.Client) 
 	log := slog.New(slog.DiscardHandler)
 	steps := []preflight.Step{
 		{Name: "configuration", Run: func(context.Context) (string, error) { return c.summary(), nil }},
-		{Name: "data directory", Run: func(context.Context) (string, error) { return preflight.Dir(c.dataDir, ownFiles) }},
+		{Name: "data directory", Run: func(context.Context) (string, error) { return preflight.Dir(c.dataDir, datadir.Files) }},
 		{Name: "tokens", Run: func(context.Context) (string, error) { return c.checkTokens(log) }},
 		{Name: "certificates", Run: func(context.Context) (string, error) { return c.checkCertificates(log) }},
 		{Name: "database", Run: c.checkDatabase},

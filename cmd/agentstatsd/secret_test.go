@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/internal/datadir"
 	"github.com/coder/agentstatsd/secrets"
 )
 
@@ -133,7 +134,7 @@ func TestOpenTokenFileIsWarnedOf(t *testing.T) {
 // named by a flag is the operator's.
 func TestPlantedFilesAreRefused(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
-	for _, name := range append([]string{"coderd-token"}, ownFiles...) {
+	for _, name := range append([]string{"coderd-token"}, datadir.Files...) {
 		dir := t.TempDir()
 		elsewhere := filepath.Join(t.TempDir(), "elsewhere")
 		require.NoError(t, os.WriteFile(elsewhere, []byte("0123456789abcdef"), 0o600))
@@ -146,27 +147,9 @@ func TestPlantedFilesAreRefused(t *testing.T) {
 			require.NoError(t, err)
 			continue
 		}
-		_, err := lockDataDir(dir)
+		_, err := datadir.Lock(dir)
 		require.ErrorContains(t, err, "data directory: "+filepath.Join(dir, name)+" is a symbolic link, want a regular file")
 	}
-}
-
-func TestOpenDataDirIsRefused(t *testing.T) {
-	_, err := lockDataDir("")
-	require.ErrorContains(t, err, "--data-dir: want a directory")
-	dir := t.TempDir()
-	require.NoError(t, os.Chmod(dir, 0o777))
-	_, err = lockDataDir(dir)
-	require.ErrorContains(t, err, "data directory: others can write "+dir+" (mode 0777)")
-	// As the sentence says, one that is made in it is fine.
-	unlock, err := lockDataDir(filepath.Join(dir, "data"))
-	require.NoError(t, err)
-	unlock()
-	// fsGroup of Kubernetes.
-	require.NoError(t, os.Chmod(dir, 0o775|os.ModeSetgid))
-	unlock, err = lockDataDir(dir)
-	require.NoError(t, err)
-	unlock()
 }
 
 // Processes that start at once agree on a token that none of them found.

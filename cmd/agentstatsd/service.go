@@ -18,6 +18,7 @@ import (
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/internal/datadir"
 	"github.com/coder/agentstatsd/internal/handshake"
 	"github.com/coder/agentstatsd/internal/listening"
 	"github.com/coder/agentstatsd/internal/memorylimit"
@@ -100,7 +101,7 @@ func newService(ctx context.Context, c *config, log *slog.Logger) (_ *service, e
 			s.close()
 		}
 	}()
-	unlock, err := lockDataDir(c.dataDir)
+	unlock, err := datadir.Lock(c.dataDir)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/coder/agentstatsd/internal/addresses"
+	"github.com/coder/agentstatsd/internal/datadir"
 )
 
 // places says what serves what, for the first line of the log: addresses, with TLS or not,
@@ -71,7 +72,7 @@ func tlsPlace(files ...string) string {
 // databasePlace names the database, without a user or a password.
 func databasePlace(c *config) string {
 	if c.databaseURL == "" {
-		return "sqlite " + filepath.Join(c.dataDir, databaseFile)
+		return "sqlite " + filepath.Join(c.dataDir, datadir.Database)
 	}
 	return addresses.ServerOf(c.databaseURL)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
+	"github.com/coder/agentstatsd/internal/datadir"
 	"github.com/coder/agentstatsd/replica"
 )
 
@@ -84,7 +85,7 @@ func TestStartLine(t *testing.T) {
 			for _, want := range append(tc.want,
 				"grpc_address="+s.grpcListener.Addr().String(), "prometheus_address="+s.httpListener.Addr().String(),
 				"pprof_address="+s.pprofListener.Addr().String(), "probe_address="+s.probeListener.Addr().String(),
-				"data_dir="+c.dataDir, `database="sqlite `+filepath.Join(c.dataDir, databaseFile)+`"`, "pubsub=memory",
+				"data_dir="+c.dataDir, `database="sqlite `+filepath.Join(c.dataDir, datadir.Database)+`"`, "pubsub=memory",
 				"deployment="+s.pubsub.ID().String(), "replica="+s.replicas.Self().String(), "replica_name=", "coderd_token_file="+c.tokenFile(),
 			) {
 				require.Contains(t, out.String(), want)
@@ -101,7 +102,7 @@ func TestStartLine(t *testing.T) {
 // Servers are named without users and passwords.
 func TestPlacesOfServers(t *testing.T) {
 	for _, tc := range []struct{ databaseURL, pubsubURL, database, pubsub string }{
-		{"", "", "sqlite d/" + databaseFile, "memory"},
+		{"", "", "sqlite d/" + datadir.Database, "memory"},
 		{"postgres://ada:s3cret@db/stats", "", "postgres://db/stats", "database"},
 		{"postgres://ada:s3cret@db/stats", "nats://s3cret@nats:4222", "postgres://db/stats", "nats://nats:4222"},
 	} {

@@ -1,4 +1,5 @@
-package main
+// Package datadir makes and locks the directory in which a service keeps its files.
+package datadir
 
 import (
 	"errors"
@@ -11,18 +12,19 @@ import (
 	"github.com/coder/agentstatsd/secrets"
 )
 
-// databaseFile is the SQLite database in the data directory.
-const databaseFile = "agentstatsd.db"
+// Database is the file of the SQLite database in a data directory.
+const Database = "agentstatsd.db"
 
-// ownFiles are what the service makes in its data directory, but for coderd's
+// Files are what the service makes in its data directory, but for coderd's
 // token, which can be somewhere else.
-var ownFiles = []string{"lock", databaseFile, databaseFile + "-wal", databaseFile + "-shm", databaseFile + "-journal"}
+var Files = []string{"lock", Database, Database + "-wal", Database + "-shm", Database + "-journal"}
 
-// lockDataDir makes the data directory, mode 0700, and locks it for this process. Two
+// Lock makes the data directory, mode 0700, and locks it for this process. Two
 // services over one SQLite file would each believe to be the only one. The lock ends
-// with the process, however that ends. A directory that others can write, and files in
-// it that others may have put there, are refused.
-func lockDataDir(dir string) (unlock func(), err error) {
+// with the process, however that ends, or by unlock. It does not wait: a directory that is
+// in use is an error. A directory that others can write, and files in it that others may
+// have put there, are refused.
+func Lock(dir string) (unlock func(), err error) {
 	if dir == "" {
 		return nil, errors.New("--data-dir: want a directory, got an empty name")
 	}
@@ -32,7 +34,7 @@ func lockDataDir(dir string) (unlock func(), err error) {
 	if err := secrets.CheckDir(dir); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
-	for _, name := range ownFiles {
+	for _, name := range Files {
 		if err := secrets.CheckOwn(filepath.Join(dir, name)); err != nil {
 			return nil, fmt.Errorf("data directory: %w", err)
 		}
