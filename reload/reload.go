@@ -62,6 +62,12 @@ func (o Outcome) String() string {
 	return strings.Join(texts, "; ")
 }
 
+// Observer is who wants to know when the process reloads: the service manager.
+type Observer interface {
+	Reloading()
+	Reloaded()
+}
+
 // Reloader reloads. Its methods are safe for concurrent use.
 type Reloader struct {
 	prepare func(log *slog.Logger) (*Change, error)
@@ -69,6 +75,8 @@ type Reloader struct {
 	redact  func(error) string
 	log     *slog.Logger
 	metrics *metrics
+	// observer is told of each reload; nil: nobody is.
+	observer Observer
 
 	reloading sync.Mutex // held while it reloads
 
@@ -90,6 +98,10 @@ func New(prepare func(log *slog.Logger) (*Change, error), hash uint64, redact fu
 	m.loaded(hash, time.Now())
 	return &Reloader{prepare: prepare, redact: redact, log: log, metrics: m}, nil
 }
+
+// Observe has o called before and after each reload, but for those that change nothing. It
+// is called before the first reload.
+func (r *Reloader) Observe(o Observer) { r.observer = o }
 
 // Run reloads at each signal, until ctx is cancelled. It returns nil.
 func (r *Reloader) Run(ctx context.Context, signals <-chan os.Signal) error {
@@ -115,8 +127,12 @@ func (r *Reloader) reload(dry bool) Outcome {
 	none := Outcome{DryRun: dry, Changed: []optiontable.Difference{}, Files: []string{}, NeedRestart: []optiontable.Difference{}}
 	o := none // lists, in JSON too
 	log := r.log
-	if dry {
+	switch {
+	case dry:
 		log = slog.New(slog.DiscardHandler)
+	case r.observer != nil:
+		r.observer.Reloading()
+		defer r.observer.Reloaded()
 	}
 	change, err := r.prepare(log)
 	if err == nil && !dry {

@@ -18,6 +18,7 @@ import (
 	"github.com/coder/agentstatsd/internal/addresses"
 	"github.com/coder/agentstatsd/internal/handshake"
 	"github.com/coder/agentstatsd/internal/librarylog"
+	"github.com/coder/agentstatsd/internal/memorylimit"
 	"github.com/coder/agentstatsd/internal/readiness"
 	"github.com/coder/agentstatsd/internal/stages"
 	"github.com/coder/agentstatsd/metrics"
@@ -164,6 +165,7 @@ func runBridge(ctx context.Context, c *bridgeConfig, log *slog.Logger) error {
 		return unlessStopped(ctx, err)
 	}
 	log.Info("agentstatsd bridge starts", append(append([]any{"version", version()}, c.places(agents)...), s.endpointPlaces()...)...)
+	defer context.AfterFunc(ctx, s.manager.Stopping)()
 	err = stages.Run(ctx, log,
 		stages.Stage{Name: "bridge", Tasks: p.tasks(agents), Timeout: c.stopTimeout()},
 		stages.Stage{Name: "endpoints", Tasks: s.endpoints(), Timeout: endpointStop})
@@ -203,6 +205,7 @@ func newBridge(c *bridgeConfig, log *slog.Logger) (_ *service, p *bridgeParts, e
 
 // observeBridge makes what a bridge says of itself, and what reloads it.
 func (s *service) observeBridge() error {
+	memorylimit.Set(s.log)
 	if err := registerBuildInfo(s.registry); err != nil {
 		return err
 	}

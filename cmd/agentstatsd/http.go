@@ -99,6 +99,9 @@ func (s *service) addSlots(name string, slots *web.Slots, of func(*config) (atOn
 // buildHTTP makes the HTTP edge.
 func (s *service) buildHTTP(reg prometheus.Registerer, scrape http.Handler, ready func() readiness.Answer) error {
 	c := s.config
+	if err := s.buildNotifier(ready); err != nil {
+		return err
+	}
 	scrapes, err := c.newScrapes(scrape, reg)
 	if err != nil {
 		return err

@@ -11,7 +11,9 @@ import (
 
 	"github.com/coder/agentstatsd/internal/handshake"
 	"github.com/coder/agentstatsd/internal/oneline"
+	"github.com/coder/agentstatsd/internal/readiness"
 	"github.com/coder/agentstatsd/internal/stages"
+	"github.com/coder/agentstatsd/internal/systemd"
 	"github.com/coder/agentstatsd/optiontable"
 	"github.com/coder/agentstatsd/reload"
 )
@@ -71,6 +73,19 @@ func (s *service) buildReload(reg prometheus.Registerer) error {
 // reloadTask returns the task that reloads on SIGHUP.
 func (s *service) reloadTask() stages.Task {
 	return stages.Task{Name: "reload", Run: func(ctx context.Context) error { return s.reloader.Run(ctx, s.signals) }}
+}
+
+// buildNotifier makes what tells the service manager how the process is.
+func (s *service) buildNotifier(ready func() readiness.Answer) (err error) {
+	var replica string
+	if s.replicas != nil {
+		replica = s.replicas.Self().String()
+	}
+	if s.manager, err = systemd.New(s.registry, ready, replica, s.log.With("component", "systemd")); err != nil {
+		return err
+	}
+	s.reloader.Observe(s.manager)
+	return nil
 }
 
 // reloadableByBridge are the flags of a bridge's own options that can change without a

@@ -26,6 +26,7 @@ import (
 	"github.com/coder/agentstatsd/internal/preflight"
 	"github.com/coder/agentstatsd/internal/readiness"
 	"github.com/coder/agentstatsd/internal/stages"
+	"github.com/coder/agentstatsd/internal/systemd"
 	"github.com/coder/agentstatsd/internal/tap"
 	"github.com/coder/agentstatsd/intervals"
 	"github.com/coder/agentstatsd/metrics"
@@ -72,6 +73,8 @@ type service struct {
 	http          *web.Server
 	pprof         *web.Server
 	probes        *web.Server
+
+	manager *systemd.Notifier
 
 	bridge *bridgeParts // nil: there is none in this process
 
@@ -123,6 +126,7 @@ func (s *service) build(ctx context.Context) error {
 	c := s.config
 	reg := metrics.NewRegistry()
 	s.registry = reg
+	memorylimit.Set(s.log)
 	if err := registerBuildInfo(reg); err != nil {
 		return err
 	}
@@ -359,7 +363,10 @@ func (s *service) open(ctx context.Context, name, flag, address string) (net.Lis
 func (s *service) run(ctx context.Context, before ...stages.Stage) error {
 	defer s.close()
 	s.log.Info("agentstatsd starts", s.places()...)
-	stopDraining := context.AfterFunc(ctx, func() { s.draining.Store(true) })
+	stopDraining := context.AfterFunc(ctx, func() {
+		s.draining.Store(true)
+		s.manager.Stopping()
+	})
 	defer stopDraining()
 	err := stages.Run(ctx, s.log, append(before, s.stages()...)...)
 	s.log.Info("agentstatsd stopped")
@@ -410,6 +417,7 @@ func (s *service) stages() []stages.Stage {
 
 // endpoints are the last to go: readiness and the numbers of the shutdown can be seen.
 func (s *service) endpoints() (endpoints []stages.Task) {
+	endpoints = append(endpoints, stages.Task{Name: "service manager", Run: s.manager.Run})
 	if s.signals != nil {
 		endpoints = append(endpoints, s.reloadTask())
 	}

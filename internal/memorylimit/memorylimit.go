@@ -1,20 +1,57 @@
-// Package memorylimit finds out how much memory the process may take.
+// Package memorylimit finds out how much memory the process may take, and has Go keep to it.
 package memorylimit
 
 import (
+	"log/slog"
 	"math"
+	"os"
 	"runtime/debug"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
+// variable is Go's own, by which an operator sets its limit.
+const variable = "GOMEMLIMIT"
+
+// ofGo is the share of the container's limit from which Go collects garbage more often. The
+// rest is for what Go does not count, such as the kernel's buffers of connections.
+const ofGo = 0.9
+
+// Set has Go keep below nine tenths of the limit of the process's container, a cgroup such as
+// a pod or a unit with MemoryMax. It changes nothing if GOMEMLIMIT is in the environment,
+// or if there is no limit. It logs the limit, or that it cannot be read.
+func Set(log *slog.Logger) { set(memlimit.FromCgroup, log) }
+
+func set(container memlimit.Provider, log *slog.Logger) {
+	if _, ok := os.LookupEnv(variable); ok {
+		return
+	}
+	if _, err := container(); err != nil {
+		return // there is none, and the gauge is 0
+	}
+	limit, err := memlimit.Set(memlimit.WithProvider(container), memlimit.WithRatio(ofGo))
+	if err != nil {
+		log.Warn("Go's memory limit is not set", "error", err)
+		return
+	}
+	log.Info("the container has a memory limit: Go's is nine tenths of it", "gomemlimit_bytes", limit)
+}
+
 // Collector returns the gauge of how much memory the process may take.
 func Collector() prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "agentstatsd_memory_limit_bytes",
 		Help: "Memory that the process may take, in bytes: the lower one of GOMEMLIMIT and the limit of its container; 0: none is known.",
-	}, func() float64 { return lower(debug.SetMemoryLimit(-1), memlimit.FromCgroup) })
+	}, func() float64 { return lower(configured(), memlimit.FromCgroup) })
+}
+
+// configured returns the limit that an operator gave Go; math.MaxInt64: none.
+func configured() int64 {
+	if _, ok := os.LookupEnv(variable); !ok {
+		return math.MaxInt64 // Set may have set another one
+	}
+	return debug.SetMemoryLimit(-1)
 }
 
 // lower returns the lower one of Go's limit, math.MaxInt64 if there is none, and of the

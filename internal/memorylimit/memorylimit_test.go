@@ -1,7 +1,12 @@
 package memorylimit
 
 import (
+	"cmp"
+	"log/slog"
 	"math"
+	"os"
+	"runtime/debug"
+	"strings"
 	"testing"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
@@ -20,6 +25,42 @@ func TestLower(t *testing.T) {
 
 func TestCollector(t *testing.T) {
 	require.GreaterOrEqual(t, testutil.ToFloat64(Collector()), 0.0)
+}
+
+// Go keeps below the container's limit, unless an operator gave it one.
+func TestSet(t *testing.T) {
+	const mib = 1 << 20
+	none := func() (uint64, error) { return 0, memlimit.ErrNoCgroup }
+	for name, tc := range map[string]struct {
+		environment string // empty: not set
+		container   memlimit.Provider
+		want        int64 // 0: as it was
+		logged      string
+	}{
+		"container":         {"", memlimit.Limit(1000 * mib), 900 * mib, "gomemlimit_bytes=943718400"},
+		"operator":          {"500MiB", memlimit.Limit(1000 * mib), 0, ""},
+		"none":              {"", none, 0, ""},
+		"operator, no such": {"500MiB", none, 0, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := debug.SetMemoryLimit(-1)
+			defer debug.SetMemoryLimit(before)
+			t.Setenv(variable, tc.environment) // which is restored
+			if tc.environment == "" {
+				require.NoError(t, os.Unsetenv(variable))
+			}
+			var log strings.Builder
+			set(tc.container, slog.New(slog.NewTextHandler(&log, nil)))
+			require.Equal(t, cmp.Or(tc.want, before), debug.SetMemoryLimit(-1))
+			require.Contains(t, log.String(), tc.logged)
+			require.Equal(t, tc.logged == "", log.Len() == 0)
+			if tc.environment == "" {
+				require.EqualValues(t, math.MaxInt64, configured(), "what Set has set is no limit of an operator's")
+			} else {
+				require.Equal(t, before, configured())
+			}
+		})
+	}
 }
 
 func BenchmarkCollector(b *testing.B) {
