@@ -9,6 +9,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/aggregator/internal/arena"
+	"github.com/coder/agentstatsd/metrics"
 )
 
 // agentSeries is one agent with the series that it reported.
@@ -210,6 +211,11 @@ func (as *agentSeries) noteReport(now, ttl int64) {
 	as.deadline.Store(as.expiresAt(ttl))
 }
 
+// shardKey returns the key of the agent's series.
+func (as *agentSeries) shardKey() metrics.ShardKey {
+	return metrics.ShardKeyOf(as.ident.Username, as.ident.WorkspaceName)
+}
+
 // create creates a series for which room was reserved. It returns false if its type
 // is not the family's. The series gets the caller's reference of d.
 func (a *Aggregator) create(as *agentSeries, d *desc, t agent.SampleType, v float64, scratch []byte) (series, []byte, bool) {
@@ -227,7 +233,7 @@ func (a *Aggregator) create(as *agentSeries, d *desc, t agent.SampleType, v floa
 	s.typeVersion = uint16(f.typeVersion.Load())
 	f.series++
 	if !a.grouped {
-		s.block, s.slot = f.lines.Add(scratch, v)
+		s.block, s.slot = f.lines.Add(scratch, as.shardKey(), v)
 		return s, scratch, true
 	}
 	s.contributor = &contributor{counter: t == agent.Counter, last: as.firstCount()}
@@ -252,7 +258,7 @@ func (a *Aggregator) setSeriesServed(as *agentSeries, s *series, served bool) {
 		}
 		f.mu.Unlock()
 	case served:
-		s.block.Show(s.slot, appendPrefix(nil, s.desc, &as.ident, f.identity(a.keep)))
+		s.block.Show(s.slot, appendPrefix(nil, s.desc, &as.ident, f.identity(a.keep)), as.shardKey())
 	case s.contributor != nil:
 		a.removeFromGroup(s)
 	default:

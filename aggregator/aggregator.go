@@ -244,21 +244,29 @@ func (a *Aggregator) Remove(id agent.ID) {
 // WriteText writes all families in the text format 0.0.4, sorted by name.
 // Documented families have HELP and TYPE even without a series.
 func (a *Aggregator) WriteText(w io.Writer) error {
-	return a.write(w, arena.NewText, a.familiesToServe(), nil, nil)
+	return beside{agg: a, pushed: nothingPushed{}}.WriteText(w)
 }
 
 // WriteProtobuf writes all families that have series as delimited
 // io.prometheus.client.MetricFamily messages, sorted by name.
 func (a *Aggregator) WriteProtobuf(w io.Writer) error {
-	return a.write(w, arena.NewProto, a.familiesToServe(), nil, nil)
+	return beside{agg: a, pushed: nothingPushed{}}.WriteProtobuf(w)
 }
 
-// write writes families of the list, and those that are pushed.
-func (a *Aggregator) write(w io.Writer, newScrape func(io.Writer, *arena.Generations) *arena.Scrape, list []*family, passed map[string]bool, pushed []*metrics.Rendered) error {
+// Shard implements metrics.Exposer.
+func (a *Aggregator) Shard(s metrics.Shard) metrics.Exposer {
+	return beside{a, nothingPushed{}, s}
+}
+
+// beginScrape is arena.NewText or arena.NewProto.
+type beginScrape func(io.Writer, *arena.Generations, metrics.Shard) *arena.Scrape
+
+// write writes a shard of families of the list, and those that are pushed.
+func (a *Aggregator) write(w io.Writer, begin beginScrape, shard metrics.Shard, list []*family, passed map[string]bool, pushed []*metrics.Rendered) error {
 	a.states.mu.Lock()
-	s := newScrape(w, &a.generations)
+	s := begin(w, &a.generations, shard)
 	a.states.mu.Unlock()
-	return s.Close(writeFamilies(s, list, passed, pushed))
+	return s.Close(writeFamilies(s, shard.Index == 0, list, passed, pushed))
 }
 
 // familiesToServe returns the families to serve, with the newest lines of their

@@ -249,7 +249,7 @@ func (g *group) renderLocked() {
 	case g.block != nil:
 		g.block.Set(g.slot, v)
 	default:
-		g.block, g.slot = g.family.lines.Add([]byte(g.prefix), v)
+		g.block, g.slot = g.family.lines.Add([]byte(g.prefix), metrics.ShardKeyOf(g.prefix, ""), v)
 	}
 }
 

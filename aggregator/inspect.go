@@ -213,5 +213,5 @@ func (a *Aggregator) WriteFamilies(w io.Writer, p Pushed, wants func(name string
 		}
 	}
 	a.refresh(list)
-	return a.write(w, arena.NewText, list, passed, some)
+	return a.write(w, arena.NewText, metrics.Shard{}, list, passed, some)
 }

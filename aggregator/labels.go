@@ -21,14 +21,19 @@ const (
 
 // identityNames are the labels' names in the order of their bits, which is the
 // alphabet's.
-var identityNames = [...]string{"agent_name", labelTemplateName, "username", "workspace_name"}
+var identityNames = [...]string{"agent_name", labelTemplateName, labelUsernameName, labelWorkspaceName}
 
 // IdentityLabels returns the names of the labels that name an agent, in the
 // alphabet's order: those that Options.GroupBy can have.
 func IdentityLabels() []string { return slices.Clone(identityNames[:]) }
 
-// labelTemplateName is the one of identityNames that not every documented family has.
-const labelTemplateName = "template_name"
+const (
+	// labelTemplateName is the one of identityNames that not every documented family has.
+	labelTemplateName = "template_name"
+	// These two name a workspace.
+	labelUsernameName  = "username"
+	labelWorkspaceName = "workspace_name"
+)
 
 func identityLabel(name string) (identityLabels, bool) {
 	for i, n := range identityNames {

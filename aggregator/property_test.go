@@ -101,7 +101,26 @@ func (w *world) check(t *rapid.T) {
 		}
 	}
 	require.LessOrEqual(t, len(got.types), len(want.types)+alwaysFamilies)
+	w.checkShards(t, got)
 	require.Equal(t, w.seriesCount(), w.real.series.Load(), "series in memory")
+}
+
+// checkShards holds three shards to the whole: each series is in one, and what is pushed in
+// the first.
+func (w *world) checkShards(t *rapid.T, whole scraped) {
+	got := newScraped()
+	for i := range 3 {
+		part, err := scrapeBoth(w.real.Beside(w.pushed).Shard(metrics.Shard{Index: i, Count: 3}))
+		require.NoError(t, err)
+		for series, v := range part.values {
+			require.NotContains(t, got.values, series)
+			got.values[series] = v
+			if i > 0 {
+				require.NotContains(t, w.model.pushed.values, series)
+			}
+		}
+	}
+	require.Equal(t, whole.values, got.values)
 }
 
 // seriesCount is the number of series and groups in the model.

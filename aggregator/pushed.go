@@ -20,28 +20,49 @@ type Pushed interface {
 // Beside returns what writes the aggregator's families and those of p. Of one name and
 // type they are one family, with the help of p's. No series is in both, as those of
 // agents have a label that says so, which p's have not. See ReserveFamilies.
-func (a *Aggregator) Beside(p Pushed) metrics.Exposer { return beside{a, p} }
+func (a *Aggregator) Beside(p Pushed) metrics.Exposer { return beside{agg: a, pushed: p} }
 
 type beside struct {
 	agg    *Aggregator
 	pushed Pushed
+	shard  metrics.Shard
+}
+
+// Shard implements metrics.Exposer. Series of agents are in one shard for each workspace, groups
+// are spread by their labels, and what is pushed is in the first.
+func (b beside) Shard(s metrics.Shard) metrics.Exposer {
+	b.shard = s
+	return b
 }
 
 // WriteText implements metrics.Exposer.
 func (b beside) WriteText(w io.Writer) error {
-	families, passed := b.pushed.Served()
-	return b.agg.write(w, arena.NewText, b.agg.familiesToServe(), passed, families)
+	return b.write(w, arena.NewText)
 }
 
 // WriteProtobuf implements metrics.Exposer.
 func (b beside) WriteProtobuf(w io.Writer) error {
-	families, passed := b.pushed.Served()
-	return b.agg.write(w, arena.NewProto, b.agg.familiesToServe(), passed, families)
+	return b.write(w, arena.NewProto)
 }
 
+func (b beside) write(w io.Writer, begin beginScrape) error {
+	families, passed := b.pushed.Served()
+	if b.shard.Index > 0 {
+		families = nil
+	}
+	return b.agg.write(w, begin, b.shard, b.agg.familiesToServe(), passed, families)
+}
+
+// nothingPushed is Pushed of a service to which nothing is pushed.
+type nothingPushed struct{}
+
+// Served implements Pushed.
+func (nothingPushed) Served() (families []*metrics.Rendered, passed map[string]bool) { return nil, nil }
+
 // writeFamilies writes agents' families and pushed ones, sorted by name. Both lists are
-// sorted. Of agents' families those that are passed are left out.
-func writeFamilies(s *arena.Scrape, list []*family, passed map[string]bool, pushed []*metrics.Rendered) error {
+// sorted. Of agents' families those that are passed are left out. If headers is false, so are
+// headers without series.
+func writeFamilies(s *arena.Scrape, headers bool, list []*family, passed map[string]bool, pushed []*metrics.Rendered) error {
 	for _, f := range list {
 		if passed[f.name] {
 			continue
@@ -56,7 +77,7 @@ func writeFamilies(s *arena.Scrape, list []*family, passed map[string]bool, push
 		if len(pushed) > 0 && pushed[0].Name == f.name {
 			same, pushed = pushed[0], pushed[1:]
 		}
-		if err := f.write(s, same); err != nil {
+		if err := f.write(s, headers, same); err != nil {
 			return err
 		}
 	}
@@ -71,8 +92,9 @@ func writeFamilies(s *arena.Scrape, list []*family, passed map[string]bool, push
 // write writes the family, joined with the pushed one of its name; nil: there is none.
 // If their types differ, as the pushed one got another while the scrape began, it is
 // written alone. coderd may not push a documented family of agents.
-func (f *family) write(s *arena.Scrape, pushed *metrics.Rendered) error {
+func (f *family) write(s *arena.Scrape, headers bool, pushed *metrics.Rendered) error {
 	lines, header := f.exposition()
+	header.Always = header.Always && headers
 	switch {
 	case pushed == nil || f.documented != nil:
 	case pushed.Type != header.Type:

@@ -59,6 +59,7 @@ type rendered struct {
 type renderedSeries struct {
 	family *family
 	end    int // of the prefix in the text
+	key    metrics.ShardKey
 	value  float64
 }
 
@@ -111,7 +112,14 @@ func (r *rendered) render(fams map[string]*family, series []agent.Series) (unser
 		}
 		r.text = append(r.text, f.name...)
 		sep := byte('{')
+		var username, workspace string
 		for _, l := range s.Labels {
+			switch l.Name {
+			case labelUsernameName:
+				username = l.Value
+			case labelWorkspaceName:
+				workspace = l.Value
+			}
 			if l.Value == "" {
 				continue
 			}
@@ -122,7 +130,9 @@ func (r *rendered) render(fams map[string]*family, series []agent.Series) (unser
 			r.text = append(r.text, '}')
 		}
 		r.text = append(r.text, ' ')
-		r.series = append(r.series, renderedSeries{family: f, end: len(r.text), value: canonical(s.Value)})
+		r.series = append(r.series, renderedSeries{
+			family: f, end: len(r.text), key: metrics.ShardKeyOf(username, workspace), value: canonical(s.Value),
+		})
 	}
 	return unserved
 }
@@ -146,7 +156,7 @@ func (t *states) replaceLocked(key agent.SeriesKey, r *rendered) int {
 		switch {
 		case line == nil:
 			line = &stateLine{prefix: string(prefix), owner: key}
-			line.block, line.slot = s.family.lines.Add(prefix, s.value)
+			line.block, line.slot = s.family.lines.Add(prefix, s.key, s.value)
 			t.byPrefix[line.prefix] = line
 		case slices.Contains(lines, line):
 			continue

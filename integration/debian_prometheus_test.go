@@ -26,6 +26,10 @@ func TestDebianPrometheus(t *testing.T) {
 
 	text, err := os.ReadFile("../deploy/prometheus/prometheus-2.yml")
 	require.NoError(t, err)
+	// Beside it the job of docs/scaling.md that scrapes in parts.
+	_, shards, found := strings.Cut(blocks(t, "scaling.md", "yaml")[0], "scrape_configs:\n")
+	require.True(t, found)
+	text = append(text, shards...)
 	places := strings.NewReplacer("localhost:2112", s.httpAddr, "15s", "1s", "10s", "1s")
 	dir, addr := t.TempDir(), freeport.Addr()
 	file := filepath.Join(dir, "prometheus.yml")
@@ -57,8 +61,14 @@ func TestDebianPrometheus(t *testing.T) {
 		text, _ := answer.Data.Result[0].Value[1].(string)
 		return text
 	}
-	require.Eventually(t, func() bool { return count("count(coderd_agents_up)") == "5" }, 20*time.Second, 50*time.Millisecond, "%s", output)
+	require.Eventually(t, func() bool { return count("count(coderd_agents_up)") == "10" }, 20*time.Second, 50*time.Millisecond, "%s", output)
 	require.Equal(t, "1", count(`min_over_time(up{job="agentstatsd"}[1m])`))
+	// The four parts together are the whole.
+	require.Equal(t, "4", count(`sum(up{job="agentstatsd-shards"})`))
+	require.Equal(t, "5", count(`count(coderd_agents_up{job="agentstatsd-shards",shard=""})`))
+	all := `{__name__=~"coderd_.*|agent_.*|go_.*",job="agentstatsd"}`
+	require.NotEmpty(t, count("count("+all+")"))
+	require.Empty(t, count(`count(`+all+` unless ignoring(job) `+strings.ReplaceAll(all, `agentstatsd"`, `agentstatsd-shards"`)+`)`))
 }
 
 // debian returns a program of a package that make servers downloads.

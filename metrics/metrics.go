@@ -16,6 +16,8 @@ type Exposer interface {
 	// WriteProtobuf writes families as io.prometheus.client.MetricFamily
 	// messages, each preceded by its length as a varint.
 	WriteProtobuf(w io.Writer) error
+	// Shard returns what writes a part of that: each series is in one of the parts.
+	Shard(s Shard) Exposer
 }
 
 // Type is the type of a family.

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -31,7 +32,8 @@ type Registry interface {
 
 // NewHandler returns the scrape handler: reg's families, then those of parts in
 // their order, in text 0.0.4 or delimited protobuf, plain or compressed with
-// gzip. It answers GET and HEAD.
+// gzip. It answers GET and HEAD. A query ?shard=0/4 asks for one of four parts that have
+// each series once; the first one has all of reg's.
 //
 // What reg fails to gather is counted and left out. The rest is served with status
 // 200. If a part returns an error, the connection is cut: no client takes half a
@@ -75,6 +77,11 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "gzip and identity are the encodings here, and Accept-Encoding excludes both", http.StatusNotAcceptable)
 		return
 	}
+	shard, err := shardOf(r)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
 	header.Set("Content-Type", string(format))
 	encoding := encodingIdentity
 	if compress {
@@ -91,7 +98,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// its own.
 	_ = control.SetWriteDeadline(start.Add(h.opts.WriteTimeout))
 	out := &scrapeWriter{w: w, conn: connOf(r)}
-	err := h.write(out, format, compress)
+	err = h.write(out, format, compress, shard)
 	h.metrics.bytes.WithLabelValues(encoding).Add(float64(out.n))
 	switch {
 	case out.err != nil:
@@ -110,17 +117,60 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// write writes the whole exposition. An error is that of w or of a part.
-func (h *handler) write(w io.Writer, format expfmt.Format, compress bool) error {
+// shardOf returns the shard that a request asks for.
+func shardOf(r *http.Request) (metrics.Shard, error) {
+	if r.URL.RawQuery == "" {
+		return metrics.Shard{}, nil
+	}
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return metrics.Shard{}, fmt.Errorf("query: %w", err)
+	}
+	switch shards := query["shard"]; len(shards) {
+	case 0:
+		return metrics.Shard{}, nil
+	case 1:
+		return metrics.ParseShard(shards[0])
+	default:
+		return metrics.Shard{}, fmt.Errorf("shard: want one, got %d", len(shards))
+	}
+}
+
+// write writes the exposition. An error is that of w or of a part.
+func (h *handler) write(w io.Writer, format expfmt.Format, compress bool, shard metrics.Shard) error {
 	p := newPipeline(w, compress)
 	defer p.release()
-	if err := h.writeParts(p, format); err != nil {
+	if err := h.writeParts(p, format, shard); err != nil {
 		return err
 	}
 	return p.finish()
 }
 
-func (h *handler) writeParts(w io.Writer, format expfmt.Format) error {
+func (h *handler) writeParts(w io.Writer, format expfmt.Format, shard metrics.Shard) error {
+	if shard.Index == 0 {
+		if err := h.writeOwn(w, format); err != nil {
+			return err
+		}
+	}
+	for _, p := range h.parts {
+		if !shard.Whole() {
+			p = p.Shard(shard)
+		}
+		var err error
+		if format.FormatType() == expfmt.TypeProtoDelim {
+			err = p.WriteProtobuf(w)
+		} else {
+			err = p.WriteText(w)
+		}
+		if err != nil {
+			return fmt.Errorf("write a part of the exposition: %w", err)
+		}
+	}
+	return nil
+}
+
+// writeOwn writes the families of the registry.
+func (h *handler) writeOwn(w io.Writer, format expfmt.Format) error {
 	families, err := h.reg.Gather()
 	var hidden map[string]bool
 	if h.opts.Hidden != nil {
@@ -147,16 +197,6 @@ func (h *handler) writeParts(w io.Writer, format expfmt.Format) error {
 	}
 	if err := buffered.Flush(); err != nil {
 		return fmt.Errorf("write the service's own families: %w", err)
-	}
-	for _, p := range h.parts {
-		if format.FormatType() == expfmt.TypeProtoDelim {
-			err = p.WriteProtobuf(w)
-		} else {
-			err = p.WriteText(w)
-		}
-		if err != nil {
-			return fmt.Errorf("write a part of the exposition: %w", err)
-		}
 	}
 	return nil
 }

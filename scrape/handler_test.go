@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -36,6 +37,12 @@ type part struct {
 
 func (p *part) WriteText(w io.Writer) error     { return p.write(w, p.text) }
 func (p *part) WriteProtobuf(w io.Writer) error { return p.write(w, p.proto) }
+
+// Shard implements metrics.Exposer: the parts of a part say which they are.
+func (p *part) Shard(s metrics.Shard) metrics.Exposer {
+	name := fmt.Appendf(nil, "shard%dof%d 1\n", s.Index, s.Count)
+	return &part{text: name, proto: name}
+}
 
 func (p *part) write(w io.Writer, data []byte) error {
 	if _, err := w.Write(data); err != nil {
@@ -82,6 +89,43 @@ func own() *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "own_total", Help: "Own."}, func() float64 { return 1 }))
 	return reg
+}
+
+// Each shard is its part of the parts, and the first one has the registry.
+func TestShards(t *testing.T) {
+	h := newHandler(t, own(), Options{}, onePart())
+	ask := func(query string, header ...string) *httptest.ResponseRecorder {
+		r := httptest.NewRequest(http.MethodGet, "/metrics?"+query, nil)
+		for i := 0; i < len(header); i += 2 {
+			r.Header.Set(header[i], header[i+1])
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		return w
+	}
+	for _, whole := range []string{"", "shard=0/1", "other=1"} {
+		w := ask(whole)
+		require.Equal(t, http.StatusOK, w.Code)
+		require.Contains(t, w.Body.String(), "own_total 1")
+		require.Contains(t, w.Body.String(), `part{l="v"}`)
+	}
+	first := ask("shard=0/2").Body.String()
+	require.Contains(t, first, "own_total 1")
+	require.Contains(t, first, "promhttp_metric_handler_requests_total")
+	require.True(t, strings.HasSuffix(first, "\nshard0of2 1\n"), first)
+	for _, accept := range []string{askText, askProto} {
+		require.Equal(t, "shard1of2 1\n", ask("shard=1/2", "Accept", accept).Body.String())
+	}
+	for query, want := range map[string]string{
+		"shard=2/2":           `shard: want INDEX/COUNT, COUNT 1 to 64 and INDEX from 0 to COUNT-1, got "2/2"`,
+		"shard=":              `got ""`,
+		"shard=0/2&shard=1/2": "shard: want one, got 2",
+		"shard=%zz":           `query: invalid URL escape "%zz"`,
+	} {
+		w := ask(query)
+		require.Equal(t, http.StatusBadRequest, w.Code, query)
+		require.Contains(t, w.Body.String(), want)
+	}
 }
 
 func TestScrapeIsTheRegistryAndThenTheParts(t *testing.T) {
@@ -312,7 +356,8 @@ func (p *endless) WriteText(w io.Writer) error {
 	}
 }
 
-func (p *endless) WriteProtobuf(w io.Writer) error { return p.WriteText(w) }
+func (p *endless) WriteProtobuf(w io.Writer) error     { return p.WriteText(w) }
+func (p *endless) Shard(metrics.Shard) metrics.Exposer { return p }
 
 // A client that does not read ends its own scrape only, at the deadline.
 func TestSlowClient(t *testing.T) {

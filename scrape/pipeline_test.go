@@ -58,8 +58,9 @@ func newBorrowable(data []byte, borrowers *atomic.Int32) borrowable {
 // segmented is a part that writes by a function.
 type segmented func(w metrics.SegmentWriter) error
 
-func (f segmented) WriteText(w io.Writer) error     { return f(w.(metrics.SegmentWriter)) }
-func (f segmented) WriteProtobuf(w io.Writer) error { return f(w.(metrics.SegmentWriter)) }
+func (f segmented) WriteText(w io.Writer) error         { return f(w.(metrics.SegmentWriter)) }
+func (f segmented) WriteProtobuf(w io.Writer) error     { return f(w.(metrics.SegmentWriter)) }
+func (f segmented) Shard(metrics.Shard) metrics.Exposer { return f }
 
 // What is written arrives in order, in both encodings.
 func TestPipelineKeepsTheOrder(t *testing.T) {

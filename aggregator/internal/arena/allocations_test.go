@@ -28,7 +28,7 @@ func TestScrapeAllocations(t *testing.T) {
 					for i := range blocks {
 						blocks[i].Set(slots[i], v)
 					}
-					s := begin(w, &generations)
+					s := begin(w, &generations, metrics.Shard{})
 					_ = s.Close(s.Family(f, Header{Type: metrics.Gauge}))
 				}
 				scrape()

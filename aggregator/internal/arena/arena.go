@@ -19,6 +19,8 @@ package arena
 import (
 	"slices"
 	"sync"
+
+	"github.com/coder/agentstatsd/metrics"
 )
 
 // Family has the series of one family.
@@ -42,9 +44,9 @@ func NewFamily(generations *Generations, name string) *Family {
 	return &Family{generations: generations, name: name, slots: firstSlots}
 }
 
-// Add makes a series and returns its block and slot. prefix is as for Block.Show.
+// Add makes a series and returns its block and slot. prefix and key are as for Block.Show.
 // The series is hidden if prefix is empty. No two series have the same prefix.
-func (f *Family) Add(prefix []byte, v float64) (*Block, uint32) {
+func (f *Family) Add(prefix []byte, key metrics.ShardKey, v float64) (*Block, uint32) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for {
@@ -59,7 +61,7 @@ func (f *Family) Add(prefix []byte, v float64) (*Block, uint32) {
 		slot := b.takeSlotLocked()
 		b.Set(slot, v)
 		if len(prefix) > 0 {
-			b.addLineLocked(slot, prefix)
+			b.addLineLocked(slot, prefix, key)
 		}
 		if !b.hasRoomLocked() {
 			b.text.compact(b.fullLocked())

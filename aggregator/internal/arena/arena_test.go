@@ -25,12 +25,27 @@ import (
 
 func prefix(i int) []byte { return fmt.Appendf(nil, `f{i="%d"} `, i) }
 
-// read returns what a scrape in each format has, by the label i.
+// read returns what a scrape in each format has, by the label i. Three shards have the
+// same, each series once.
 func read(t require.TestingT, generations *Generations, f *Family, h Header) map[string]float64 {
+	whole := readShard(t, generations, f, h, metrics.Shard{})
+	joined := make(map[string]float64)
+	for i := range 3 {
+		for series, v := range readShard(t, generations, f, h, metrics.Shard{Index: i, Count: 3}) {
+			require.NotContains(t, joined, series)
+			joined[series] = v
+		}
+	}
+	require.Equal(t, whole, joined)
+	return whole
+}
+
+// readShard is read of one shard.
+func readShard(t require.TestingT, generations *Generations, f *Family, h Header, shard metrics.Shard) map[string]float64 {
 	var txt, pb bytes.Buffer
-	out := NewText(&txt, generations)
+	out := NewText(&txt, generations, shard)
 	require.NoError(t, out.Close(out.Family(f, h)))
-	p := NewProto(&pb, generations)
+	p := NewProto(&pb, generations, shard)
 	require.NoError(t, p.Close(p.Family(f, h)))
 
 	protobuf := bytes.Clone(pb.Bytes())
@@ -69,10 +84,10 @@ func read(t require.TestingT, generations *Generations, f *Family, h Header) map
 	require.True(t, maps.Equal(got, byProto))
 	for _, zip := range []bool{false, true} {
 		w := &segmented{zip: zip}
-		scrapeOf(t, w, f, h, NewText)
+		scrapeShard(t, w, f, h, NewText, shard)
 		require.True(t, bytes.Equal(txt.Bytes(), w.bytes(t)))
 		w = &segmented{zip: zip}
-		scrapeOf(t, w, f, h, NewProto)
+		scrapeShard(t, w, f, h, NewProto, shard)
 		require.True(t, bytes.Equal(protobuf, w.bytes(t)))
 	}
 	return got
@@ -112,7 +127,7 @@ func TestAnyUseOfAFamily(t *testing.T) {
 						p = longPrefix(next)
 					}
 					next++
-					h.block, h.slot = f.Add(p, h.value)
+					h.block, h.slot = f.Add(p, metrics.ShardKey(rapid.Byte().Draw(t, "key")), h.value)
 					series = append(series, h)
 				}
 			},
@@ -126,7 +141,7 @@ func TestAnyUseOfAFamily(t *testing.T) {
 				each(t, 1, func(h *shownSeries) {
 					h.shown = next
 					next++
-					h.block.Show(h.slot, longPrefix(h.shown))
+					h.block.Show(h.slot, longPrefix(h.shown), 1)
 				})
 			},
 			"hide": func(t *rapid.T) {
@@ -147,7 +162,7 @@ func TestAnyUseOfAFamily(t *testing.T) {
 			},
 			"dropProto": func(*rapid.T) { generations.dropProto() },
 			"borrow": func(t *rapid.T) {
-				begin := rapid.SampledFrom([]func(io.Writer, *Generations) *Scrape{NewText, NewProto}).Draw(t, "format")
+				begin := rapid.SampledFrom([]func(io.Writer, *Generations, metrics.Shard) *Scrape{NewText, NewProto}).Draw(t, "format")
 				w := &segmented{}
 				scrapeOf(t, w, f, header, begin)
 				for _, p := range w.parts {
@@ -218,16 +233,16 @@ func TestHeader(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			var generations Generations
 			f := NewFamily(&generations, "f")
-			_, _ = f.Add(nil, 1) // hidden
+			_, _ = f.Add(nil, 0, 1) // hidden
 			if c.series {
-				f.Add(prefix(1), 2)
+				f.Add(prefix(1), 0, 2)
 			}
 			var txt, pb bytes.Buffer
 			h := Header{Help: "Help.", Type: metrics.Gauge, Always: c.always}
-			out := NewText(&txt, &generations)
+			out := NewText(&txt, &generations, metrics.Shard{})
 			require.NoError(t, out.Close(out.Family(f, h)))
 			require.Equal(t, c.text, txt.String())
-			p := NewProto(&pb, &generations)
+			p := NewProto(&pb, &generations, metrics.Shard{})
 			require.NoError(t, p.Close(p.Family(f, h)))
 			require.Equal(t, c.proto, pb.Len() > 0)
 		})
@@ -238,20 +253,20 @@ func TestHeader(t *testing.T) {
 func TestScrapeShowsWhatWasThereWhenItBegan(t *testing.T) {
 	var generations Generations
 	first, second := NewFamily(&generations, "f"), NewFamily(&generations, "g")
-	b, slot := first.Add(prefix(1), 1)
+	b, slot := first.Add(prefix(1), 0, 1)
 	var txt bytes.Buffer
-	out := NewText(&txt, &generations)
+	out := NewText(&txt, &generations, metrics.Shard{})
 	require.NoError(t, out.Family(first, Header{Type: metrics.Gauge}))
 	b.Remove(slot)
-	second.Add(prefix(1), 1)
-	shown, hidden := second.Add(nil, 2)
-	shown.Show(hidden, prefix(2))
+	second.Add(prefix(1), 0, 1)
+	shown, hidden := second.Add(nil, 0, 2)
+	shown.Show(hidden, prefix(2), 1)
 	require.NoError(t, out.Close(out.Family(second, Header{Type: metrics.Gauge})))
 	require.Equal(t, "# TYPE f gauge\nf{i=\"1\"}    1\n", txt.String())
 
 	var pb bytes.Buffer
-	p := NewProto(&pb, &generations)
-	hidden2, slot2 := second.Add(prefix(3), 3)
+	p := NewProto(&pb, &generations, metrics.Shard{})
+	hidden2, slot2 := second.Add(prefix(3), 0, 3)
 	require.NoError(t, p.Close(p.Family(second, Header{Type: metrics.Gauge})))
 	var m dto.MetricFamily
 	require.NoError(t, expfmt.NewDecoder(&pb, expfmt.FmtProtoDelim).Decode(&m))
@@ -260,7 +275,7 @@ func TestScrapeShowsWhatWasThereWhenItBegan(t *testing.T) {
 	hidden2.Remove(slot2)
 
 	txt.Reset()
-	out = NewText(&txt, &generations)
+	out = NewText(&txt, &generations, metrics.Shard{})
 	require.NoError(t, out.Close(out.Family(second, Header{Type: metrics.Gauge})))
 	require.Equal(t, "# TYPE g gauge\nf{i=\"1\"}    1\nf{i=\"2\"}    2\n", txt.String())
 }
@@ -271,7 +286,7 @@ func TestBlocksAreBounded(t *testing.T) {
 	f := NewFamily(&generations, "f")
 	long := append(bytes.Repeat([]byte("x"), 4096), ' ')
 	for range 3 * blockSlots {
-		f.Add(long, 1)
+		f.Add(long, 0, 1)
 	}
 	for _, b := range f.blocks {
 		require.LessOrEqual(t, len(b.text.buf), blockBytes+2*len(long))
@@ -300,7 +315,7 @@ func TestBlocksThatGoDuringAScrape(t *testing.T) {
 	gone := make(map[string]bool)
 	var remove []func()
 	for i := range n {
-		b, slot := f.Add(prefix(i), 1)
+		b, slot := f.Add(prefix(i), metrics.ShardKey(i), 1)
 		if i < 5000 {
 			gone[string(prefix(i))] = true
 			remove = append(remove, func() { b.Remove(slot) })
@@ -311,7 +326,7 @@ func TestBlocksThatGoDuringAScrape(t *testing.T) {
 			r()
 		}
 	}}
-	out := NewText(w, &generations)
+	out := NewText(w, &generations, metrics.Shard{})
 	require.NoError(t, out.Close(out.Family(f, Header{})))
 	got := make(map[string]int)
 	for line := range strings.Lines(w.String()) {
@@ -335,11 +350,11 @@ func TestMemoryIsGivenBack(t *testing.T) {
 	}
 	var places []place
 	for i := range 10 * blockSlots {
-		b, slot := f.Add(append(prefix(i)[:1], bytes.Repeat([]byte("x"), 200)...), 1)
+		b, slot := f.Add(append(prefix(i)[:1], bytes.Repeat([]byte("x"), 200)...), 0, 1)
 		places = append(places, place{b, slot})
 	}
 	size := func() (n, used int) {
-		out := NewText(io.Discard, &generations)
+		out := NewText(io.Discard, &generations, metrics.Shard{})
 		require.NoError(t, out.Close(out.Family(f, Header{})))
 		for _, b := range f.blocks {
 			n += cap(b.text.buf)
@@ -359,7 +374,7 @@ func TestMemoryIsGivenBack(t *testing.T) {
 	blocks := len(f.blocks)
 	for i := range places {
 		if i%10 != 0 {
-			f.Add(prefix(i), 1)
+			f.Add(prefix(i), metrics.ShardKey(i), 1)
 		}
 	}
 	require.Len(t, f.blocks, blocks, "slots that were given back are used")
@@ -376,7 +391,7 @@ func TestConcurrentUse(t *testing.T) {
 		slots  [steady]uint32
 	)
 	for i := range steady {
-		blocks[i], slots[i] = f.Add(prefix(i), 0)
+		blocks[i], slots[i] = f.Add(prefix(i), metrics.ShardKey(i), 0)
 	}
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
@@ -394,16 +409,16 @@ func TestConcurrentUse(t *testing.T) {
 	}
 	loop(func(i int) { blocks[i%steady].Set(slots[i%steady], float64(i)*1000.5) })
 	loop(func(i int) {
-		b, slot := f.Add(prefix(steady+i%10), 1)
+		b, slot := f.Add(prefix(steady+i%10), metrics.ShardKey(i), 1)
 		b.Set(slot, float64(i))
 		b, slot = b.Hide(slot)
-		b.Show(slot, prefix(steady+i%10))
+		b.Show(slot, prefix(steady+i%10), 1)
 		b.Remove(slot)
 	})
 	loop(func(i int) {
 		w := &segmented{}
-		begin := []func(io.Writer, *Generations) *Scrape{NewText, NewProto}[i%2]
-		s := begin(w, &generations)
+		begin := []func(io.Writer, *Generations, metrics.Shard) *Scrape{NewText, NewProto}[i%2]
+		s := begin(w, &generations, metrics.Shard{})
 		assert.NoError(t, s.Close(s.Family(f, Header{Type: metrics.Gauge})))
 		for _, p := range w.parts {
 			if s, ok := p.(metrics.Segment); ok {
@@ -417,7 +432,7 @@ func TestConcurrentUse(t *testing.T) {
 	for range 50 {
 		got := make(map[string]bool)
 		var txt bytes.Buffer
-		out := NewText(&txt, &generations)
+		out := NewText(&txt, &generations, metrics.Shard{})
 		require.NoError(t, out.Close(out.Family(f, Header{Type: metrics.Gauge})))
 		for line := range strings.Lines(txt.String()) {
 			name, _, _ := strings.Cut(line, "}")
@@ -428,7 +443,7 @@ func TestConcurrentUse(t *testing.T) {
 			require.True(t, got[fmt.Sprintf(`f{i="%d"`, i)])
 		}
 		var pb bytes.Buffer
-		p := NewProto(&pb, &generations)
+		p := NewProto(&pb, &generations, metrics.Shard{})
 		require.NoError(t, p.Close(p.Family(f, Header{Type: metrics.Gauge})))
 	}
 	close(stop)
@@ -455,16 +470,16 @@ func TestWriteErrorsEndTheScrape(t *testing.T) {
 	var generations Generations
 	f := NewFamily(&generations, "f")
 	for i := range 50_000 {
-		f.Add(prefix(i), 1)
+		f.Add(prefix(i), metrics.ShardKey(i), 1)
 	}
 	for _, left := range []int{0, 200 << 10, 700 << 10} {
 		w := &failing{left: left}
-		out := NewText(w, &generations)
+		out := NewText(w, &generations, metrics.Shard{})
 		err := out.Family(f, Header{Help: "x"})
 		require.ErrorIs(t, out.Close(err), errGone)
 		require.Equal(t, 1, w.failed)
 		w = &failing{left: left}
-		p := NewProto(w, &generations)
+		p := NewProto(w, &generations, metrics.Shard{})
 		require.ErrorIs(t, p.Close(p.Family(f, Header{})), errGone)
 		require.Equal(t, 1, w.failed)
 	}

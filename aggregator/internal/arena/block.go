@@ -71,6 +71,8 @@ type line struct {
 	generation uint32
 	// width of the value's field. The value is aligned right.
 	width uint8
+	// key decides which shards show the line.
+	key metrics.ShardKey
 }
 
 func newBlock(f *Family, slots int) *Block {
@@ -107,12 +109,12 @@ func (b *Block) Value(slot uint32) float64 {
 }
 
 // Show replaces the line of a series. prefix is its new beginning: the name, the labels
-// in braces if there are any, and one blank.
-func (b *Block) Show(slot uint32, prefix []byte) {
+// in braces if there are any, and one blank. key decides in which shard it is.
+func (b *Block) Show(slot uint32, prefix []byte, key metrics.ShardKey) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.dropLineLocked(slot)
-	b.addLineLocked(slot, prefix)
+	b.addLineLocked(slot, prefix, key)
 }
 
 // Hide removes the line of a series. Scrapes under way still show it. The series
@@ -120,7 +122,7 @@ func (b *Block) Show(slot uint32, prefix []byte) {
 func (b *Block) Hide(slot uint32) (*Block, uint32) {
 	v := b.Value(slot)
 	if b.retireLine(slot) {
-		return b.family.Add(nil, v)
+		return b.family.Add(nil, 0, v)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -153,20 +155,20 @@ func (b *Block) retireLine(slot uint32) bool {
 }
 
 // showsLocked reports whether a scrape shows the line of a slot, if it has one.
-func (b *Block) showsLocked(slot int, generation uint32) bool {
-	if b.lines[slot].generation >= generation {
+func (b *Block) showsLocked(slot int, view view) bool {
+	if l := b.lines[slot]; l.generation >= view.generation || view.keys != nil && !view.keys[l.key] {
 		return false
 	}
 	if len(b.lastShown) == 0 {
 		return true
 	}
 	last, dead := b.lastShown[uint32(slot)]
-	return !dead || generation <= last
+	return !dead || view.generation <= last
 }
 
 // showsAllLocked reports whether a scrape shows all lines.
-func (b *Block) showsAllLocked(generation uint32) bool {
-	return b.newest < generation && len(b.lastShown) == 0
+func (b *Block) showsAllLocked(view view) bool {
+	return b.newest < view.generation && len(b.lastShown) == 0 && view.keys == nil
 }
 
 // Remove frees the slot of a series. Another series may get it at once.
@@ -204,7 +206,7 @@ func (b *Block) freeSlotLocked(slot uint32) {
 }
 
 // addLineLocked renders the line of a slot that has none.
-func (b *Block) addLineLocked(slot uint32, prefix []byte) {
+func (b *Block) addLineLocked(slot uint32, prefix []byte, key metrics.ShardKey) {
 	var scratch [metrics.MaxValueBytes]byte
 	value := metrics.AppendTextValue(scratch[:0], b.Value(slot))
 	width := max(minWidth, (len(value)+1)&^1)
@@ -212,7 +214,7 @@ func (b *Block) addLineLocked(slot uint32, prefix []byte) {
 	b.text.growFor(size)
 	b.text.spans[slot] = span{start: uint32(len(b.text.buf)), size: uint32(size)}
 	b.text.buf = appendLine(b.text.buf, prefix, value, width)
-	b.lines[slot] = line{generation: b.family.generations.current(), width: uint8(width)}
+	b.lines[slot] = line{generation: b.family.generations.current(), width: uint8(width), key: key}
 	b.newest = max(b.newest, b.lines[slot].generation)
 	b.version++
 	if b.proto != nil {
@@ -314,32 +316,38 @@ func appendLine(dst, prefix, value []byte, width int) []byte {
 
 // textSize returns the size of the text if it has lines for the scrape, else 0. The
 // size may change before the text is appended.
-func (b *Block) textSize(generation uint32) int {
+func (b *Block) textSize(view view) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.showsAllLocked(generation) {
-		return b.text.size()
+	return b.sizeLocked(&b.text, view)
+}
+
+// sizeLocked returns the size of the spans for the scrape.
+func (b *Block) sizeLocked(p *spanBuffer, view view) int {
+	if b.showsAllLocked(view) {
+		return p.size()
 	}
+	size := 0
 	for i := range b.lines {
-		if b.text.spans[i].size > 0 && b.showsLocked(i, generation) {
-			return b.text.size()
+		if b.showsLocked(i, view) {
+			size += int(p.spans[i].size)
 		}
 	}
-	return 0
+	return size
 }
 
 // appendText appends the lines for the scrape.
-func (b *Block) appendText(dst []byte, generation uint32) ([]byte, reading) {
+func (b *Block) appendText(dst []byte, view view) ([]byte, reading) {
 	b.patch()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.renderLocked()
-	r := b.readingLocked(generation)
+	r := b.readingLocked(view)
 	if b.text.holes == 0 && r.whole {
 		return append(dst, b.text.buf...), r
 	}
 	for i := range b.lines {
-		if b.showsLocked(i, generation) {
+		if b.showsLocked(i, view) {
 			dst = append(dst, b.text.bytes(uint32(i))...)
 		}
 	}
@@ -349,12 +357,12 @@ func (b *Block) appendText(dst []byte, generation uint32) ([]byte, reading) {
 // borrowText returns the lines and the count of their borrowers, which the caller
 // decrements when it has read them. It returns nil if the scrape does not show all
 // lines, or there are none.
-func (b *Block) borrowText(generation uint32) (lines []byte, borrowers *atomic.Int32) {
+func (b *Block) borrowText(view view) (lines []byte, borrowers *atomic.Int32) {
 	b.patch()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.renderLocked()
-	if !b.showsAllLocked(generation) || b.text.size() == 0 {
+	if !b.showsAllLocked(view) || b.text.size() == 0 {
 		return nil, nil
 	}
 	return b.text.borrow()

@@ -94,7 +94,7 @@ func (b *Block) dropProto() {
 }
 
 // protoSize returns how many bytes appendProto appends.
-func (b *Block) protoSize(generation uint32, t metrics.Type) int {
+func (b *Block) protoSize(view view, t metrics.Type) int {
 	b.mu.Lock()
 	empty := b.live == 0
 	b.mu.Unlock()
@@ -106,33 +106,24 @@ func (b *Block) protoSize(generation uint32, t metrics.Type) int {
 	defer b.mu.Unlock()
 	for !b.makeSomeProtoLocked(t) { // it was taken away meanwhile
 	}
-	if b.showsAllLocked(generation) {
-		return b.proto.size()
-	}
-	size := 0
-	for i := range b.lines {
-		if b.showsLocked(i, generation) {
-			size += int(b.proto.spans[i].size)
-		}
-	}
-	return size
+	return b.sizeLocked(&b.proto.spanBuffer, view)
 }
 
 // appendProto appends metrics of type t for the lines of the scrape. It appends size
 // bytes, which protoSize returned for this scrape: padding replaces what was removed
 // since. A line that was added since is not shown.
-func (b *Block) appendProto(dst []byte, generation uint32, t metrics.Type, size int) ([]byte, reading) {
+func (b *Block) appendProto(dst []byte, view view, t metrics.Type, size int) ([]byte, reading) {
 	b.makeProto(t)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.renderProtoLocked(t)
-	r := b.readingLocked(generation)
+	r := b.readingLocked(view)
 	end := len(dst) + size
 	if p.holes == 0 && r.whole {
 		dst = append(dst, p.buf...)
 	} else {
 		for i := range b.lines {
-			if b.showsLocked(i, generation) {
+			if b.showsLocked(i, view) {
 				dst = append(dst, p.bytes(uint32(i))...)
 			}
 		}
@@ -143,12 +134,12 @@ func (b *Block) appendProto(dst []byte, generation uint32, t metrics.Type, size 
 // borrowProto returns the metrics and the count of their borrowers, which the caller
 // decrements when it has read them. It returns nil if the scrape does not show all of
 // them, or if some were removed since protoSize.
-func (b *Block) borrowProto(generation uint32, t metrics.Type, size int) (made []byte, borrowers *atomic.Int32) {
+func (b *Block) borrowProto(view view, t metrics.Type, size int) (made []byte, borrowers *atomic.Int32) {
 	b.makeProto(t)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.renderProtoLocked(t)
-	if !b.showsAllLocked(generation) || p.size() != size {
+	if !b.showsAllLocked(view) || p.size() != size {
 		return nil, nil
 	}
 	return p.borrow()

@@ -34,35 +34,53 @@ type Header struct {
 type Scrape struct {
 	generations *Generations
 	format      format
-	generation  uint32
+	view        view
 	w           io.Writer
-	// segments is w if it writes segments, else nil.
+	// segments is w if it writes segments and the scrape is of the whole, else nil.
 	segments metrics.SegmentWriter
 	buf      []byte
 	// sizes of the blocks of one family.
 	sizes []int
 }
 
+// view is what one scrape shows of the lines: those that were added before its
+// generation, of its shard.
+type view struct {
+	generation uint32
+	// keys has true for those of the shard; nil: all are.
+	keys *[256]bool
+}
+
 var scrapes = sync.Pool{New: func() any { return new(Scrape) }}
 
-// NewText begins a scrape in the text format. Close ends it.
-func NewText(w io.Writer, generations *Generations) *Scrape {
-	return newScrape(w, generations, formatText)
+// NewText begins a scrape of a shard in the text format. Close ends it.
+func NewText(w io.Writer, generations *Generations, shard metrics.Shard) *Scrape {
+	return newScrape(w, generations, shard, formatText)
 }
 
-// NewProto begins a scrape in delimited protobuf. Close ends it.
-func NewProto(w io.Writer, generations *Generations) *Scrape {
-	return newScrape(w, generations, formatProto)
+// NewProto begins a scrape of a shard in delimited protobuf. Close ends it.
+func NewProto(w io.Writer, generations *Generations, shard metrics.Shard) *Scrape {
+	return newScrape(w, generations, shard, formatProto)
 }
 
-func newScrape(w io.Writer, generations *Generations, f format) *Scrape {
+func newScrape(w io.Writer, generations *Generations, shard metrics.Shard, f format) *Scrape {
 	s := scrapes.Get().(*Scrape)
 	s.generations, s.format, s.w = generations, f, w
-	s.segments, _ = w.(metrics.SegmentWriter)
+	// A shard's parts of blocks are small: to compress each alone would take longer.
+	if shard.Whole() {
+		s.segments, _ = w.(metrics.SegmentWriter)
+	}
 	if s.compresses() {
 		generations.beginCompressing()
 	}
-	s.generation = generations.beginScrape()
+	s.view = view{generation: generations.beginScrape()}
+	if !shard.Whole() {
+		// A table, as a division for each line would take as long as to copy it.
+		s.view.keys = new([256]bool)
+		for key := range s.view.keys {
+			s.view.keys[key] = shard.Has(metrics.ShardKey(key))
+		}
+	}
 	return s
 }
 
@@ -82,7 +100,7 @@ func (s *Scrape) Close(err error) error {
 	if s.format == formatProto {
 		s.generations.resetProtoTimer()
 	}
-	s.generations.endScrape(s.generation)
+	s.generations.endScrape(s.view.generation)
 	// Neither is large: 2 chunks, and 16 KB for 1,000,000 series of a family.
 	*s = Scrape{buf: s.buf[:0], sizes: s.sizes[:0]}
 	scrapes.Put(s)
@@ -128,19 +146,17 @@ func (s *Scrape) writeTextFamily(f *Family, h Header) error {
 		}
 	}
 	for _, b := range f.snapshot() {
-		size := b.textSize(s.generation)
-		if size == 0 {
-			continue
+		if s.segments != nil {
+			if size := b.textSize(s.view); size >= segmentBytes {
+				if err := s.writeSegment(b, h.Type, size); err != nil {
+					return err
+				}
+				headed = true
+				continue
+			}
 		}
 		before := len(s.buf)
-		if s.segments != nil && size >= segmentBytes {
-			if err := s.writeSegment(b, h.Type, size); err != nil {
-				return err
-			}
-			headed = true
-			continue
-		}
-		s.buf, _ = b.appendText(s.buf, s.generation)
+		s.buf, _ = b.appendText(s.buf, s.view)
 		headed = headed || len(s.buf) > before
 		if headed {
 			if err := s.flushFull(); err != nil {
@@ -161,7 +177,7 @@ func (s *Scrape) writeProtoFamily(f *Family, h Header) error {
 	total := 0
 	s.sizes = s.sizes[:0]
 	for _, b := range blocks {
-		size := b.protoSize(s.generation, h.Type)
+		size := b.protoSize(s.view, h.Type)
 		s.sizes = append(s.sizes, size)
 		total += size
 	}
@@ -185,7 +201,7 @@ func (s *Scrape) writeProtoFamily(f *Family, h Header) error {
 		if s.segments != nil && size >= segmentBytes {
 			err = s.writeSegment(b, h.Type, size)
 		} else if size > 0 {
-			s.buf, _ = b.appendProto(s.buf, s.generation, h.Type, size)
+			s.buf, _ = b.appendProto(s.buf, s.view, h.Type, size)
 			err = s.flushFull()
 		}
 		if err != nil {
@@ -201,7 +217,7 @@ func (s *Scrape) writeSegment(b *Block, t metrics.Type, size int) error {
 		return err
 	}
 	g := segments.Get().(*segment)
-	*g = segment{block: b, format: s.format, generation: s.generation, typ: t, size: size}
+	*g = segment{block: b, format: s.format, view: s.view, typ: t, size: size}
 	return s.segments.WriteSegment(g)
 }
 

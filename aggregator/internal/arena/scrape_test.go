@@ -78,7 +78,7 @@ func (w *segmented) bytes(t require.TestingT) []byte {
 
 // both are the formats.
 var both = map[string]struct {
-	begin func(io.Writer, *Generations) *Scrape
+	begin func(io.Writer, *Generations, metrics.Shard) *Scrape
 	is    expfmt.Format
 }{
 	"text":     {NewText, expfmt.NewFormat(expfmt.TypeTextPlain)},
@@ -86,8 +86,13 @@ var both = map[string]struct {
 }
 
 // scrapeOf begins and ends a scrape of one family.
-func scrapeOf(t require.TestingT, w io.Writer, f *Family, h Header, begin func(io.Writer, *Generations) *Scrape) {
-	s := begin(w, f.generations)
+func scrapeOf(t require.TestingT, w io.Writer, f *Family, h Header, begin func(io.Writer, *Generations, metrics.Shard) *Scrape) {
+	scrapeShard(t, w, f, h, begin, metrics.Shard{})
+}
+
+// scrapeShard is scrapeOf of a shard.
+func scrapeShard(t require.TestingT, w io.Writer, f *Family, h Header, begin func(io.Writer, *Generations, metrics.Shard) *Scrape, shard metrics.Shard) {
+	s := begin(w, f.generations, shard)
 	require.NoError(t, s.Close(s.Family(f, h)))
 }
 
@@ -95,7 +100,7 @@ func scrapeOf(t require.TestingT, w io.Writer, f *Family, h Header, begin func(i
 func lines(generations *Generations, n int) (f *Family, blocks []*Block, slots []uint32) {
 	f = NewFamily(generations, "f")
 	for i := range n {
-		b, slot := f.Add(longPrefix(i), float64(i))
+		b, slot := f.Add(longPrefix(i), metrics.ShardKey(i), float64(i))
 		blocks, slots = append(blocks, b), append(slots, slot)
 	}
 	return f, blocks, slots
@@ -168,7 +173,7 @@ func TestProtobufKeepsItsLength(t *testing.T) {
 	f, blocks, slots := lines(&generations, 3*blockSlots)
 	for _, zip := range []bool{false, true} {
 		w := &segmented{zip: zip}
-		s := NewProto(w, &generations)
+		s := NewProto(w, &generations, metrics.Shard{})
 		require.NoError(t, s.Family(f, Header{Type: metrics.Counter}))
 		require.NoError(t, s.Family(f, Header{Type: metrics.Gauge}))
 		require.NoError(t, s.Close(nil))
@@ -183,7 +188,7 @@ func TestProtobufKeepsItsLength(t *testing.T) {
 				blocks[i], slots[i] = blocks[i].Hide(slots[i])
 			case 1:
 				blocks[i].Remove(slots[i])
-				blocks[i], slots[i] = f.Add(longPrefix(i), -1)
+				blocks[i], slots[i] = f.Add(longPrefix(i), metrics.ShardKey(i), -1)
 			case 2:
 				blocks[i].Set(slots[i], 1e6)
 			}
@@ -200,7 +205,7 @@ func TestProtobufKeepsItsLength(t *testing.T) {
 		}
 		for i := range blocks {
 			if i%5 == 0 {
-				blocks[i].Show(slots[i], longPrefix(i))
+				blocks[i].Show(slots[i], longPrefix(i), metrics.ShardKey(i))
 			}
 		}
 	}
@@ -263,9 +268,9 @@ func TestConcurrentScrapes(t *testing.T) {
 			default:
 			}
 			blocks[i%steady].Set(slots[i%steady], float64(i)*1.5)
-			b, slot := f.Add(longPrefix(steady+i%100), 1)
+			b, slot := f.Add(longPrefix(steady+i%100), metrics.ShardKey(i), 1)
 			b, slot = b.Hide(slot)
-			b.Show(slot, longPrefix(steady+i%100))
+			b.Show(slot, longPrefix(steady+i%100), metrics.ShardKey(i))
 			b.Remove(slot)
 			if i%1000 == 0 {
 				generations.dropProto()
@@ -328,11 +333,11 @@ func TestScrapesGiveMemoryBack(t *testing.T) {
 	}
 	scrapeOf(t, io.Discard, f, Header{}, NewText)
 	before := heap()
-	for _, begin := range []func(io.Writer, *Generations) *Scrape{NewText, NewProto} {
+	for _, begin := range []func(io.Writer, *Generations, metrics.Shard) *Scrape{NewText, NewProto} {
 		var open []*Scrape
 		for _, zip := range []bool{false, true, true} {
 			w := &segmented{zip: zip}
-			s := begin(w, &generations)
+			s := begin(w, &generations, metrics.Shard{})
 			require.NoError(t, s.Family(f, Header{}))
 			w.bytes(t)
 			open = append(open, s)

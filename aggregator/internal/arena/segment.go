@@ -26,8 +26,8 @@ type reading struct {
 	newest, version uint32
 }
 
-func (b *Block) readingLocked(generation uint32) reading {
-	return reading{whole: b.showsAllLocked(generation), newest: b.newest, version: b.version}
+func (b *Block) readingLocked(view view) reading {
+	return reading{whole: b.showsAllLocked(view), newest: b.newest, version: b.version}
 }
 
 // unchanged reports whether lines and values are as they were when r was read.
@@ -42,10 +42,10 @@ func (b *Block) unchanged(r reading) bool {
 
 // segment is one block in one scrape. It is used once.
 type segment struct {
-	block      *Block
-	format     format
-	generation uint32
-	typ        metrics.Type
+	block  *Block
+	format format
+	view   view
+	typ    metrics.Type
 	// size is the number of bytes to append, exact for protobuf and about that for
 	// text.
 	size int
@@ -60,9 +60,9 @@ var segments = sync.Pool{New: func() any { return new(segment) }}
 func (s *segment) Borrow() []byte {
 	var data []byte
 	if s.format == formatProto {
-		data, s.borrowers = s.block.borrowProto(s.generation, s.typ, s.size)
+		data, s.borrowers = s.block.borrowProto(s.view, s.typ, s.size)
 	} else {
-		data, s.borrowers = s.block.borrowText(s.generation)
+		data, s.borrowers = s.block.borrowText(s.view)
 	}
 	return data
 }
@@ -94,9 +94,9 @@ func (s *segment) Deflated(d *metrics.Deflater) metrics.Deflated {
 func (s *segment) read(dst []byte) ([]byte, reading) {
 	dst = slices.Grow(dst, s.size+s.size/8) // not under the lock
 	if s.format == formatProto {
-		return s.block.appendProto(dst, s.generation, s.typ, s.size)
+		return s.block.appendProto(dst, s.view, s.typ, s.size)
 	}
-	return s.block.appendText(dst, s.generation)
+	return s.block.appendText(dst, s.view)
 }
 
 func (s *segment) recycle() {
@@ -161,11 +161,11 @@ func (sh *shared) deflated(s *segment, d *metrics.Deflater) metrics.Deflated {
 // are of earlier generations. It was made since s's scrape began, or its block is
 // unchanged.
 func (sh *shared) fits(s *segment) bool {
-	if sh.data.Data == nil || sh.was.newest >= s.generation {
+	if sh.data.Data == nil || sh.was.newest >= s.view.generation {
 		return false
 	}
 	if s.format == formatProto && (sh.typ != s.typ || sh.data.Size != int64(s.size)) {
 		return false
 	}
-	return sh.generation >= s.generation || s.block.unchanged(sh.was)
+	return sh.generation >= s.view.generation || s.block.unchanged(sh.was)
 }

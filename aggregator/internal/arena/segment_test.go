@@ -39,7 +39,7 @@ func TestLent(t *testing.T) {
 			for i, b := range blocks {
 				if b == last {
 					b.Set(slots[i], 1e6)
-					b.Show(slots[i], longPrefix(len(blocks)+i))
+					b.Show(slots[i], longPrefix(len(blocks)+i), 0)
 				}
 			}
 			again := borrowAll()
@@ -81,7 +81,7 @@ func TestScrapesShareWhatTheyCompress(t *testing.T) {
 			h := Header{Type: metrics.Gauge}
 			open := func() (*segmented, *Scrape) {
 				w := &segmented{zip: true}
-				return w, begin(w, &generations)
+				return w, begin(w, &generations, metrics.Shard{})
 			}
 			same := func(a, b []metrics.Deflated) (n int) {
 				require.Len(t, b, len(a))
@@ -124,7 +124,7 @@ func TestScrapesShareWhatTheyCompress(t *testing.T) {
 				require.NoError(t, s.Close(nil))
 			}
 			blocks[500].Remove(slots[500])
-			blocks[500], slots[500] = f.Add(longPrefix(500), 1)
+			blocks[500], slots[500] = f.Add(longPrefix(500), 0, 1)
 			younger, s6 := open()
 			require.NoError(t, s6.Family(f, h))
 			has := func(data []byte) bool {
@@ -163,7 +163,7 @@ func TestScrapesShareOnlyWhatFits(t *testing.T) {
 			h := Header{Type: metrics.Gauge}
 			open := func() (*segmented, *Scrape) {
 				w := &segmented{zip: true}
-				s := format.begin(w, &generations)
+				s := format.begin(w, &generations, metrics.Shard{})
 				return w, s
 			}
 			has := func(w *segmented, i int) bool {
@@ -176,7 +176,7 @@ func TestScrapesShareOnlyWhatFits(t *testing.T) {
 			// One leaves out what is too young for it, but not for the other.
 			first, s1 := open()
 			family(s1, h)
-			blocks[large].Show(slots[large], longPrefix(large))
+			blocks[large].Show(slots[large], longPrefix(large), 0)
 			second, s2 := open()
 			family(s2, h)
 			require.False(t, has(first, large))
