@@ -195,13 +195,14 @@ generate: ## generated Go, and what is generated into documents
 	$(GO) test ./cmd/agentstatsd -run 'TestConfigurationTables|TestFreshScrape|TestChart' -update
 	$(GO) test ./metrics -run TestDocsMetrics -update
 	$(GO) test ./web/console -run TestAnswers -update
+	cd deploy && $(GO) run ./grafana
 	cd deploy && $(GO) test ./helm -update
 
 # Not part of generate: a break of the contract would pass unseen. CONTRIBUTING.md says when.
 contract: ## renew the image of the wire contract that breaking changes are measured against
 	$(TOOL) buf build -o proto/agentstats.binpb
 
-GENERATED := git ls-files -z proto examples/coderd/agentproto docs/configuration.md docs/metrics.md cmd/agentstatsd/testdata/fresh.tsv web/console/testdata deploy/helm deploy/kubernetes
+GENERATED := git ls-files -z proto examples/coderd/agentproto docs/configuration.md docs/metrics.md cmd/agentstatsd/testdata/fresh.tsv web/console/testdata deploy/grafana/dashboards deploy/helm deploy/kubernetes
 check-generated: ## fail if generating changes a file
 	@before="$$($(GENERATED) | xargs -0 sha256sum)"; \
 	$(MAKE) --no-print-directory generate >/dev/null && \

@@ -6,7 +6,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -93,13 +92,8 @@ func gather(t *testing.T, s *service) map[string]*dto.MetricFamily {
 func startDemo(t *testing.T) *service {
 	t.Helper()
 	s := newService(t)
-	s.cmd = exec.Command(binary, "demo", "--data-dir", s.dataDir, "--grpc-address", s.grpcAddr, "--prometheus-address", s.httpAddr)
-	s.cmd.Stderr = s.log
-	require.NoError(t, s.cmd.Start())
-	exited := make(chan error, 1)
-	s.exited = exited
-	go func(cmd *exec.Cmd) { exited <- cmd.Wait() }(s.cmd)
-	s.waitReady(t)
+	s.command = "demo"
+	s.start(t)
 	return s
 }
 
@@ -111,8 +105,8 @@ func TestDemoServesAllFamilies(t *testing.T) {
 	want, newest := documentedFamilies(t), newestLabels(t)
 	s := startDemo(t)
 	p := startPrometheus(t, s.httpAddr,
-		job{"native", []string{"scrape_native_histograms: true"}},
-		job{"classic", []string{"scrape_native_histograms: false"}})
+		job{name: "native", settings: []string{"scrape_native_histograms: true"}},
+		job{name: "classic", settings: []string{"scrape_native_histograms: false"}})
 
 	found := awaitFamilies(t, s, want, time.Minute, func(f *dto.MetricFamily) bool { return len(f.GetMetric()) > 0 })
 	for name, d := range want {

@@ -159,7 +159,7 @@ func TestPushedCountersNeverFall(t *testing.T) {
 	beside(t)
 	s := newService(t)
 	s.start(t)
-	p := startPrometheus(t, s.httpAddr, job{"native", []string{"scrape_native_histograms: true", "always_scrape_classic_histograms: true"}})
+	p := startPrometheus(t, s.httpAddr, job{name: "native", settings: []string{"scrape_native_histograms: true", "always_scrape_classic_histograms: true"}})
 
 	var sum totals
 	steady := newCoderd()

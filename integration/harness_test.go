@@ -87,6 +87,7 @@ func TestMain(m *testing.M) {
 // the same two addresses.
 type service struct {
 	program  string // that runs; newService: binary
+	command  string // of it; newService: serve
 	dataDir  string
 	grpcAddr string
 	httpAddr string
@@ -105,6 +106,7 @@ type service struct {
 func newService(t *testing.T, args ...string) *service {
 	s := &service{
 		program:  binary,
+		command:  "serve",
 		dataDir:  t.TempDir(),
 		grpcAddr: freeport.Addr(),
 		httpAddr: freeport.Addr(),
@@ -130,7 +132,7 @@ func (s *service) database() string { return filepath.Join(s.dataDir, "agentstat
 func (s *service) start(t *testing.T) {
 	t.Helper()
 	args := append([]string{
-		"serve", "--data-dir", s.dataDir,
+		s.command, "--data-dir", s.dataDir,
 		"--grpc-address", s.grpcAddr, "--prometheus-address", s.httpAddr,
 	}, s.args...)
 	s.cmd = exec.Command(s.program, args...)

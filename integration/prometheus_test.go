@@ -37,14 +37,17 @@ type job struct {
 	name string
 	// settings are further lines of its configuration.
 	settings []string
+	// targets are what it scrapes; none: what startPrometheus is given. labels are theirs.
+	targets []string
+	labels  model.LabelSet
 }
 
 // protocol is a job that scrapes in one protocol and is named like it.
 func protocol(p config.ScrapeProtocol) job {
-	return job{string(p), []string{fmt.Sprintf("scrape_protocols: [%s]", p)}}
+	return job{name: string(p), settings: []string{fmt.Sprintf("scrape_protocols: [%s]", p)}}
 }
 
-// startPrometheus scrapes addr each second in each of the jobs.
+// startPrometheus scrapes addr, or what a job has, each second in each of the jobs.
 func startPrometheus(t *testing.T, addr string, jobs ...job) *prometheus {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
@@ -67,9 +70,14 @@ func startPrometheus(t *testing.T, addr string, jobs ...job) *prometheus {
 		for _, line := range j.settings {
 			fmt.Fprintf(&yaml, "    %s\n", line)
 		}
-		targets[j.name] = []*targetgroup.Group{{
-			Targets: []model.LabelSet{{model.AddressLabel: model.LabelValue(addr)}},
-		}}
+		group := &targetgroup.Group{Labels: j.labels}
+		if j.targets == nil {
+			j.targets = []string{addr}
+		}
+		for _, target := range j.targets {
+			group.Targets = append(group.Targets, model.LabelSet{model.AddressLabel: model.LabelValue(target)})
+		}
+		targets[j.name] = []*targetgroup.Group{group}
 	}
 	cfg, err := config.Load(yaml.String(), log)
 	require.NoError(t, err)
