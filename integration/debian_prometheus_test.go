@@ -2,6 +2,7 @@ package integration
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/url"
 	"os"
@@ -34,6 +35,9 @@ func TestDebianPrometheus(t *testing.T) {
 	dir, addr := t.TempDir(), freeport.Addr()
 	file := filepath.Join(dir, "prometheus.yml")
 	require.NoError(t, os.WriteFile(file, []byte(places.Replace(string(text))), 0o600))
+	rules, err := os.ReadFile("../deploy/prometheus/agentstatsd.rules.yml")
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "agentstatsd.rules.yml"), rules, 0o600))
 	out, err := exec.Command(debian(t, "promtool"), "check", "config", file).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 
@@ -69,6 +73,12 @@ func TestDebianPrometheus(t *testing.T) {
 	all := `{__name__=~"coderd_.*|agent_.*|go_.*",job="agentstatsd"}`
 	require.NotEmpty(t, count("count("+all+")"))
 	require.Empty(t, count(`count(`+all+` unless ignoring(job) `+strings.ReplaceAll(all, `agentstatsd"`, `agentstatsd-shards"`)+`)`))
+	resp, err := http.Get("http://" + addr + "/api/v1/rules?type=alert")
+	require.NoError(t, err)
+	defer func() { _ = resp.Body.Close() }()
+	loaded, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.Equal(t, strings.Count(string(rules), "- alert: "), strings.Count(string(loaded), `"type":"alerting"`), "%s", loaded)
 }
 
 // debian returns a program of a package that make servers downloads.
