@@ -9,9 +9,10 @@ PKGS  := ./...
 # The version that binaries, image, packages and chart have; its time is that of all files
 # in them, as two builds of a commit give the same. Both can be given, where git is not.
 VERSION ?= $(shell deploy/version)
+REVISION ?= $(shell git rev-parse HEAD)
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
 # A program of ours is static, and without debug information, which stack traces do not need.
-BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-w -X main.release=$(VERSION)'
+BUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -ldflags '-w -X main.release=$(VERSION)'
 # Modules of their own, which ./... of the root leaves out. What others link comes with
 # the oldest versions that it works with: its tests run with these.
 MODULES := proto client client/drpctap examples/coderd bench integration deploy
@@ -38,7 +39,7 @@ PLAIN  = $(sort $(dir $(shell grep -rlE 'pgregory.net/rapid|testing\.Short\(\)|f
 FUZZTIME  ?= 2m
 BENCHTIME ?= 1s
 
-.PHONY: help build binaries version demo demo-bridge check test test-servers test-race test-plain test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt tidy vuln clean
+.PHONY: help build binaries sbom image version demo demo-bridge check test test-servers test-race test-plain test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt tidy vuln clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target what; do \
@@ -54,6 +55,17 @@ binaries: $(PLATFORMS:%=dist/%/agentstatsd) ## build dist/PLATFORM/agentstatsd f
 .PHONY: $(PLATFORMS:%=dist/%/agentstatsd)
 $(PLATFORMS:%=dist/%/agentstatsd): dist/%/agentstatsd:
 	GOOS=$(word 1,$(subst -, ,$*)) GOARCH=$(word 2,$(subst -, ,$*)) GOAMD64=v1 GOARM64=v8.0 GOFLAGS= GOEXPERIMENT= $(BUILD) -o $@ ./cmd/agentstatsd
+
+# Lists of modules, of what the programs were linked with.
+SBOMS := $(PLATFORMS:%=dist/%/agentstatsd.cdx.json)
+sbom: $(SBOMS) ## list the modules of each of these, as CycloneDX
+.PHONY: $(SBOMS)
+$(SBOMS): dist/%/agentstatsd.cdx.json: dist/%/agentstatsd
+	cd deploy && $(GO) run ./sbom -version '$(VERSION)' -created $(SOURCE_DATE_EPOCH) -output ../$@ ../$<
+
+image: $(SBOMS) ## write the image for all platforms to dist/image, an OCI layout
+	cd deploy && $(GO) run ./image -version '$(VERSION)' -revision $(REVISION) -created $(SOURCE_DATE_EPOCH) \
+		-programs ../dist -license ../LICENSE -output ../dist/image
 
 version: ## print the version of the checkout
 	@echo $(VERSION)

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	_ "time/tzdata" // an image has no files of time zones
 
 	"github.com/coder/serpent"
 	"github.com/coder/serpent/completion"
