@@ -124,7 +124,7 @@ func New(opts Options, reg prometheus.Registerer) (*Aggregator, error) {
 			a.families.addDocumented(f.Name)
 		}
 	}
-	a.states = newStates(a.families)
+	a.states = newStates(a.families, opts.WorkspaceInfo)
 	for i, name := range statsNames {
 		a.stats[i] = &desc{family: a.families.addDocumented(name), name: name}
 		a.stats[i].refs.Store(1)

@@ -3,6 +3,7 @@ package aggregator
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -18,6 +19,13 @@ var stateNames = [...]string{
 	"coderd_agents_connection_latencies_seconds",
 	"coderd_agents_connections",
 	"coderd_agents_up",
+}
+
+// infoFamily is one of the service's own, which an option asks for.
+var infoFamily = &metrics.Family{
+	Name: "agentstatsd_workspace_info", Type: metrics.Gauge, Owner: metrics.OwnerService,
+	Labels: []string{"organization_name", "template_name", "template_version", "username", "workspace_name"},
+	Help:   "1 for each registered workspace, with its organization, its template and the version of that.",
 }
 
 // states has the series that the service computes of agents and workspaces. A label
@@ -63,7 +71,7 @@ type renderedSeries struct {
 	value  float64
 }
 
-func newStates(fams *families) *states {
+func newStates(fams *families, info bool) *states {
 	t := &states{
 		families: make(map[string]*family, len(stateNames)),
 		scratch:  sync.Pool{New: func() any { return &rendered{} }},
@@ -73,6 +81,11 @@ func newStates(fams *families) *states {
 	for _, name := range stateNames {
 		t.families[name] = fams.addDocumented(name)
 	}
+	if info {
+		f := fams.addDocumented(infoFamily.Name)
+		f.documented = infoFamily
+		t.families[f.name] = f
+	}
 	return t
 }
 
@@ -80,7 +93,8 @@ func newStates(fams *families) *states {
 // begins later shows none of the removed series, and all of the new ones. Series
 // with the labels of an old one keep their line, which is cheap.
 //
-// The series are of the families coderd_agents_*. If one is not, the error names its
+// The series are of the families coderd_agents_*, and with Options.WorkspaceInfo of
+// agentstatsd_workspace_info. If one is not, the error names its
 // family, and the others are taken. A series with the labels of an earlier one in the
 // list is ignored. If several keys have a series with equal labels, the first key's
 // value is served until that key has it no more. The series do not expire and are not
@@ -95,7 +109,7 @@ func (a *Aggregator) SetState(key agent.SeriesKey, series []agent.Series) error 
 	t.mu.Unlock()
 	t.scratch.Put(r)
 	if unserved != "" {
-		return fmt.Errorf("family %q is not one of %v", unserved, stateNames)
+		return fmt.Errorf("family %q is not one of %v", unserved, slices.Sorted(maps.Keys(t.families)))
 	}
 	return nil
 }

@@ -266,3 +266,20 @@ func (c *changing) Write(p []byte) (int, error) {
 	}
 	return c.Buffer.Write(p)
 }
+
+// What a workspace is made of is served in both formats if it is asked for, and else refused.
+func TestWorkspaceInfo(t *testing.T) {
+	info := []agent.Series{state("agentstatsd_workspace_info", 1, "template_version", "v1", "username", "ann", "workspace_name", "ws")}
+	a, err := New(Options{}, prometheus.NewPedanticRegistry())
+	require.NoError(t, err)
+	require.ErrorContains(t, a.SetState(agentKey(1), info), `family "agentstatsd_workspace_info" is not one of [coderd_agents_apps `)
+	require.NotContains(t, text(t, a), "workspace_info")
+
+	a, err = New(Options{WorkspaceInfo: true}, prometheus.NewPedanticRegistry())
+	require.NoError(t, err)
+	require.NoError(t, a.SetState(agentKey(1), info))
+	require.Contains(t, text(t, a), "# TYPE agentstatsd_workspace_info gauge\n"+`agentstatsd_workspace_info{template_version="v1",username="ann",workspace_name="ws"}    1`+"\n")
+	require.Contains(t, string(protobuf(t, a)), "agentstatsd_workspace_info")
+	require.NoError(t, a.SetState(agentKey(1), nil))
+	require.NotContains(t, text(t, a), "agentstatsd_workspace_info{")
+}

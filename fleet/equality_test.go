@@ -157,16 +157,17 @@ func change(t *testing.T, v reflect.Value) {
 
 // Each series that the fleet computes is of a family that the aggregator serves.
 func TestStateFamiliesAreServed(t *testing.T) {
-	series, err := aggregator.New(aggregator.Options{}, prometheus.NewRegistry())
+	series, err := aggregator.New(aggregator.Options{WorkspaceInfo: true}, prometheus.NewRegistry())
 	require.NoError(t, err)
 	var r agent.Registration
 	fill(t, reflect.ValueOf(&r).Elem())
 	s := agent.State{Network: agent.Network{NodeID: 1, Regions: []agent.Region{{Name: "frankfurt", Latency: time.Millisecond}}}}
 	all := append(families.Agent(&r, &s, agent.StatusConnected), families.Up(&r.Workspace, 1, true)...)
+	all = append(all, families.Info(&r.Workspace))
 	names := map[string]bool{}
 	for _, one := range all {
 		names[one.Family] = true
 	}
-	require.Len(t, names, 4)
+	require.Len(t, names, 5)
 	require.NoError(t, series.SetState(agent.SeriesKey{ID: r.ID}, all))
 }

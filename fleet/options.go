@@ -38,6 +38,8 @@ type Options struct {
 	// UpTemplateVersion adds the version of the workspace's template to
 	// coderd_agents_up, as newer Coders do.
 	UpTemplateVersion bool
+	// WorkspaceInfo adds agentstatsd_workspace_info: a series of each workspace.
+	WorkspaceInfo bool
 	// MaxLookups bounds the callers unknown to this replica that wait at once for a
 	// read of the registrations. Anybody can be such a caller; default 256.
 	MaxLookups int

@@ -96,7 +96,11 @@ func (f *Fleet) publishUpLocked(w *workspace) {
 	}
 	var series []agent.Series
 	if w.up.labels != nil && f.publishes(connected > 0, w.up.remote > 0) {
-		series = families.Up(w.up.labels, connected, f.opts.Load().UpTemplateVersion)
+		opts := f.opts.Load()
+		series = families.Up(w.up.labels, connected, opts.UpTemplateVersion)
+		if opts.WorkspaceInfo {
+			series = append(series, families.Info(w.up.labels))
+		}
 	}
 	f.setState(w.up.key, series)
 }

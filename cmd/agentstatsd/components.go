@@ -55,6 +55,7 @@ func (c *config) aggregatorOptions() aggregator.Options {
 		MaxFamilies:            int(c.maxFamilies),
 		MaxFamiliesPerAgent:    int(c.maxFamiliesPerAgent),
 		GroupBy:                c.aggregateBy,
+		WorkspaceInfo:          c.workspaceInfo,
 	}
 }
 
@@ -78,6 +79,7 @@ func (c *config) fleetOptions() fleet.Options {
 		SessionAge:      c.sessionAge,
 
 		UpTemplateVersion: slices.Contains(c.extraLabels, labelTemplateVersion),
+		WorkspaceInfo:     c.workspaceInfo,
 
 		MessagesPerSecond: int(c.agentMessageRate),
 		MessagesBurst:     int(c.agentMessageBurst),

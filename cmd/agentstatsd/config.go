@@ -27,6 +27,7 @@ type config struct {
 	prometheusAddress     string
 	collectAgentStats     bool
 	extraLabels           []string
+	workspaceInfo         bool
 	aggregateBy           []string
 	maxConcurrentScrapes  int64
 	maxScrapesPerSecond   int64

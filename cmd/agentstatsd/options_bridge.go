@@ -55,7 +55,7 @@ func (b *bridgeConfig) options() serpent.OptionSet {
 	options = append(options, b.ownOptions()...)
 	for _, o := range b.prometheusOptions() {
 		// What a service serves of agents is no bridge's.
-		if slices.Contains([]string{"prometheus-enable", "prometheus-collect-agent-stats", "prometheus-aggregate-agent-stats-by", "prometheus-extra-labels"}, o.Flag) {
+		if slices.Contains([]string{"prometheus-enable", "prometheus-collect-agent-stats", "prometheus-aggregate-agent-stats-by", "prometheus-extra-labels", "prometheus-workspace-info"}, o.Flag) {
 			continue
 		}
 		if o.Flag == "prometheus-address" {

@@ -34,6 +34,11 @@ func (c *config) prometheusOptions() serpent.OptionSet {
 			Value: serpent.StringArrayOf(&c.extraLabels), Group: &groupPrometheus,
 		},
 		{
+			Description: "Serve agentstatsd_workspace_info: a series of each workspace with its organization, template and the version of that, for joins.",
+			Flag:        "prometheus-workspace-info", Env: "AGENTSTATSD_PROMETHEUS_WORKSPACE_INFO", YAML: "workspace_info",
+			Default: "false", Value: serpent.BoolOf(&c.workspaceInfo), Group: &groupPrometheus,
+		},
+		{
 			Description: "Scrapes served at once; more wait for 5 s at most, or half of the scraper's timeout, and are answered 503 then.",
 			Flag:        "max-concurrent-scrapes", Env: "AGENTSTATSD_MAX_CONCURRENT_SCRAPES", YAML: "max_concurrent_scrapes",
 			Default: "16", Value: atLeast(&c.maxConcurrentScrapes, 1), Group: &groupPrometheus,

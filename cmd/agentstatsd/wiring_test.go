@@ -73,6 +73,7 @@ var wirings = map[string]wiring{
 	"prometheus-collect-agent-stats":      {effect: func(_ *testing.T, c *config) string { return fmt.Sprintf("%T", (&service{config: c}).stats()) }},
 	"prometheus-aggregate-agent-stats-by": {fields: []string{"aggregator.GroupBy"}, value: "username"},
 	"prometheus-extra-labels":             {fields: []string{"fleet.UpTemplateVersion"}, value: "template_version"},
+	"prometheus-workspace-info":           to("aggregator.WorkspaceInfo", "fleet.WorkspaceInfo"),
 	"max-concurrent-scrapes":              slots((*config).newScrapes),
 	"max-scrapes-per-second":              slots((*config).newScrapes),
 	"max-concurrent-pages":                slots((*config).newPages),

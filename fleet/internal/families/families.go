@@ -18,6 +18,7 @@ const (
 	familyConnections = "coderd_agents_connections"
 	familyLatencies   = "coderd_agents_connection_latencies_seconds"
 	familyApps        = "coderd_agents_apps"
+	FamilyInfo        = "agentstatsd_workspace_info"
 )
 
 // Status returns the status of an agent. online: it has a live session. seen: it had
@@ -41,10 +42,31 @@ func Up(w *agent.Workspace, connected int, version bool) []agent.Series {
 	labels := make([]agent.Label, 0, 4)
 	labels = append(labels, agent.Label{Name: "template_name", Value: w.Template.Name})
 	if version {
-		labels = append(labels, agent.Label{Name: "template_version", Value: cmp.Or(w.Template.Version, "unknown")})
+		labels = append(labels, templateVersion(w))
 	}
 	labels = append(labels, agent.Label{Name: "username", Value: w.OwnerUsername}, agent.Label{Name: "workspace_name", Value: w.Name})
 	return []agent.Series{{Family: FamilyUp, Labels: labels, Value: float64(connected)}}
+}
+
+// Info returns what a workspace is made of, for joins with families that have its owner and
+// name.
+func Info(w *agent.Workspace) agent.Series {
+	return agent.Series{
+		Family: FamilyInfo,
+		Labels: []agent.Label{
+			{Name: "organization_name", Value: w.Organization},
+			{Name: "template_name", Value: w.Template.Name},
+			templateVersion(w),
+			{Name: "username", Value: w.OwnerUsername},
+			{Name: "workspace_name", Value: w.Name},
+		},
+		Value: 1,
+	}
+}
+
+// templateVersion is a label of the version, also where coderd sent none.
+func templateVersion(w *agent.Workspace) agent.Label {
+	return agent.Label{Name: "template_version", Value: cmp.Or(w.Template.Version, "unknown")}
 }
 
 // Agent returns the series of an agent: its connection, its apps and, while it

@@ -23,6 +23,20 @@ func TestUpSeriesTemplateVersion(t *testing.T) {
 	}
 }
 
+// What a workspace is made of is told with the version of its template, also where coderd
+// sent none.
+func TestInfo(t *testing.T) {
+	w := agent.Workspace{Name: "ws", OwnerUsername: "ann", Organization: "research", Template: agent.Template{Name: "go", Version: "v1"}}
+	want := agent.Series{Family: "agentstatsd_workspace_info", Value: 1, Labels: []agent.Label{
+		{Name: "organization_name", Value: "research"}, {Name: "template_name", Value: "go"}, {Name: "template_version", Value: "v1"},
+		{Name: "username", Value: "ann"}, {Name: "workspace_name", Value: "ws"},
+	}}
+	require.Equal(t, want, Info(&w))
+	w.Template.Version = ""
+	want.Labels[2].Value = "unknown"
+	require.Equal(t, want, Info(&w))
+}
+
 func TestApps(t *testing.T) {
 	apps := []agent.App{
 		{ID: nid(1), Slug: "code", DisplayName: "Code", Health: agent.AppHealthInitializing},
