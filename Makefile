@@ -39,7 +39,7 @@ PLAIN  = $(sort $(dir $(shell grep -rlE 'pgregory.net/rapid|testing\.Short\(\)|f
 FUZZTIME  ?= 2m
 BENCHTIME ?= 1s
 
-.PHONY: help build binaries sbom image version demo demo-bridge check test test-servers test-race test-plain test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt tidy vuln clean
+.PHONY: help build binaries sbom image archives release prepare-release check-release tag-release verify-release release-notes version demo demo-bridge check test test-servers test-race test-plain test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt tidy vuln clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target what; do \
@@ -50,22 +50,67 @@ build: ## build bin/agentstatsd, static
 
 # What a release has of the program, dist/linux-amd64/agentstatsd for one; whatever the
 # environment says, the same for everybody with the same Go.
-PLATFORMS := linux-amd64 linux-arm64
-binaries: $(PLATFORMS:%=dist/%/agentstatsd) ## build dist/PLATFORM/agentstatsd for each platform of a release
-.PHONY: $(PLATFORMS:%=dist/%/agentstatsd)
-$(PLATFORMS:%=dist/%/agentstatsd): dist/%/agentstatsd:
+DIST      ?= dist
+PLATFORMS ?= linux-amd64 linux-arm64
+PROGRAMS  := $(PLATFORMS:%=$(DIST)/%/agentstatsd)
+.PHONY: $(PROGRAMS)
+binaries: $(PROGRAMS) ## build dist/PLATFORM/agentstatsd for each platform of a release
+$(PROGRAMS): $(DIST)/%/agentstatsd:
 	GOOS=$(word 1,$(subst -, ,$*)) GOARCH=$(word 2,$(subst -, ,$*)) GOAMD64=v1 GOARM64=v8.0 GOFLAGS= GOEXPERIMENT= $(BUILD) -o $@ ./cmd/agentstatsd
 
 # Lists of modules, of what the programs were linked with.
-SBOMS := $(PLATFORMS:%=dist/%/agentstatsd.cdx.json)
-sbom: $(SBOMS) ## list the modules of each of these, as CycloneDX
+SBOMS := $(PROGRAMS:%=%.cdx.json)
 .PHONY: $(SBOMS)
-$(SBOMS): dist/%/agentstatsd.cdx.json: dist/%/agentstatsd
-	cd deploy && $(GO) run ./sbom -version '$(VERSION)' -created $(SOURCE_DATE_EPOCH) -output ../$@ ../$<
+sbom: $(SBOMS) ## list the modules of each of these, as CycloneDX
+$(SBOMS): %.cdx.json: %
+	cd deploy && $(GO) run ./sbom -version '$(VERSION)' -created $(SOURCE_DATE_EPOCH) -output $(abspath $@) $(abspath $<)
 
+comma := ,
 image: $(SBOMS) ## write the image for all platforms to dist/image, an OCI layout
 	cd deploy && $(GO) run ./image -version '$(VERSION)' -revision $(REVISION) -created $(SOURCE_DATE_EPOCH) \
-		-programs ../dist -license ../LICENSE -output ../dist/image
+		-platforms $(subst $() ,$(comma),$(PLATFORMS)) -programs $(abspath $(DIST)) -license ../LICENSE -output $(abspath $(DIST))/image
+
+# Archives without anything of this machine: owner, umask, order and time are given.
+NAME = $(DIST)/agentstatsd-$(VERSION)
+TAR  = tar --sort=name --mtime=@$(SOURCE_DATE_EPOCH) --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX --format=ustar
+archives: $(SBOMS) image ## pack binaries, image, lists of modules, rules and dashboards into dist
+	@for platform in $(PLATFORMS); do name=$(NAME)-$$platform; echo "packing $$name.tar.gz" && \
+		cp $(DIST)/$$platform/agentstatsd.cdx.json $$name.cdx.json && \
+		$(TAR) --transform "s,^,$${name##*/}/," -C $(DIST)/$$platform -cf $$name.tar agentstatsd -C $(CURDIR) LICENSE README.md CHANGELOG.md && \
+		gzip -9nf $$name.tar || exit 1; done
+	@echo "packing $(NAME)-image.tar" && $(TAR) -C $(DIST)/image -cf $(NAME)-image.tar blobs index.json oci-layout
+	@$(call pack,prometheus,deploy/prometheus docs/runbooks)
+	@$(call pack,grafana,deploy/grafana/dashboards)
+
+# $(call pack,name,directories) packs what git has in directories.
+pack = echo "packing $(NAME)-$(1).tar.gz" && git ls-files -z $(2) | grep -zv '\.go$$' | \
+	$(TAR) --null --transform 's,^,agentstatsd-$(VERSION)-$(1)/,' -cf $(NAME)-$(1).tar -T - && gzip -9nf $(NAME)-$(1).tar
+
+# The targets that build it. Nothing of an earlier one is left.
+RELEASE := archives
+release: ## build all of a release into dist, with SHA256SUMS
+	rm -rf $(DIST)
+	$(MAKE) --no-print-directory $(RELEASE)
+	cd $(DIST) && find . -maxdepth 1 -type f ! -name SHA256SUMS -printf '%f\n' | LC_ALL=C sort | xargs -d '\n' sha256sum >SHA256SUMS
+	@echo "$(DIST) has $(VERSION)"
+
+# What is done around it: RELEASE.md.
+prepare-release: ## write VERSION into CHANGELOG.md and the modules' requirements
+	cd deploy && $(GO) run ./release prepare -version '$(VERSION)'
+
+check-release: ## say what keeps the checkout from being released as VERSION
+	cd deploy && $(GO) run ./release check -version '$(VERSION)'
+
+# One commit has the tags of all modules that others use.
+tag-release: check-release ## tag the commit as VERSION, with all modules; pushes nothing
+	@test -z "$$(git status --porcelain)" || { echo "files differ from the commit:"; git status --short; exit 1; }
+	for module in '' proto/ client/ client/drpctap/; do git tag --annotate --message "agentstatsd $(VERSION)" "$$module$(VERSION)" || exit 1; done
+
+verify-release: ## look whether all in dist is whole, and of this version
+	cd deploy && $(GO) run ./release verify -version '$(VERSION)' -dist $(abspath $(DIST)) -platforms $(subst $() ,$(comma),$(PLATFORMS))
+
+release-notes: ## print what CHANGELOG.md says of VERSION
+	@cd deploy && $(GO) run ./release notes -version '$(VERSION)'
 
 version: ## print the version of the checkout
 	@echo $(VERSION)
@@ -121,6 +166,7 @@ FUZZ := metrics:FuzzValue metrics:FuzzLabel pubsub:FuzzParseMetadata batcher:Fuz
 soak: servers ## the long tests: crashes at the size of a deployment, then fuzzing
 	$(GO) test ./simulation -timeout 60m -seeds 10000
 	cd integration && $(GO) test -tags soak -count 1 -timeout 60m -soak ./...
+	cd deploy && $(GO) test -tags soak -count 1 -timeout 60m ./...
 	@for target in $(FUZZ); do \
 		echo "fuzzing $$target for $(FUZZTIME)"; \
 		$(GO) test -run '^$$' -fuzz "^$${target#*:}$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x ./$${target%:*} || exit 1; \

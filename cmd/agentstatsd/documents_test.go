@@ -25,7 +25,7 @@ func documents(t *testing.T) map[string]string {
 		require.NoError(t, err)
 		texts[name] = string(text)
 	}
-	for _, name := range []string{"README.md", "CONTRIBUTING.md", "SECURITY.md", "ARCHITECTURE.md"} {
+	for _, name := range []string{"README.md", "RELEASE.md", "CONTRIBUTING.md", "SECURITY.md", "ARCHITECTURE.md"} {
 		add(name)
 	}
 	for _, dir := range []string{"docs", "deploy", "examples"} {

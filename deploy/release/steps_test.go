@@ -1,0 +1,72 @@
+package main
+
+import (
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// read returns a file of the checkout.
+func read(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(checkout, name))
+	require.NoError(t, err)
+	return string(text)
+}
+
+// Each step of RELEASE.md is a target, and each target that a release is made by is a step.
+func TestStepsAreTargets(t *testing.T) {
+	document, makefile := read(t, "RELEASE.md"), read(t, "Makefile")
+	steps := make(map[string]bool)
+	for _, step := range regexp.MustCompile("(?m)(?:^|`)make ([a-z-]+)").FindAllStringSubmatch(document, -1) {
+		steps[step[1]] = true
+		require.Regexp(t, `(?m)^`+step[1]+`:.* ## `, makefile, "make help has it")
+	}
+	list := regexp.MustCompile(`(?m)^RELEASE := (.*)$`).FindStringSubmatch(makefile)
+	require.NotNil(t, list)
+	needed := append(strings.Fields(list[1]), "release", "sbom", "image", "version")
+	for _, target := range regexp.MustCompile(`(?m)^([a-z]+-release|release-[a-z]+):`).FindAllStringSubmatch(makefile, -1) {
+		needed = append(needed, target[1])
+	}
+	require.GreaterOrEqual(t, len(needed), 10)
+	for _, target := range needed {
+		require.True(t, steps[target], "RELEASE.md does not name make %s", target)
+	}
+}
+
+// RELEASE.md, CONTRIBUTING.md and the Makefile name the same tags.
+func TestTags(t *testing.T) {
+	var prefixes []string
+	tags := make(map[string]bool)
+	for _, dir := range tagged {
+		prefix := strings.TrimPrefix(dir+"/", "./")
+		prefixes = append(prefixes, prefix)
+		tags[path.Join(prefix, "v1.2.3")] = true
+		require.Regexp(t, `\b`+prefix+`vX\b`, read(t, "CONTRIBUTING.md"))
+		require.FileExists(t, filepath.Join(checkout, dir, "go.mod"))
+	}
+	loop := regexp.MustCompile(`(?m)^\tfor module in '' (.*); do git tag `).FindStringSubmatch(read(t, "Makefile"))
+	require.NotNil(t, loop)
+	require.ElementsMatch(t, prefixes, append(strings.Fields(loop[1]), ""))
+	line := regexp.MustCompile(`(?m)^make tag-release VERSION=v1.2.3 +# (.*), at one commit$`).FindStringSubmatch(read(t, "RELEASE.md"))
+	require.NotNil(t, line)
+	for _, tag := range strings.Split(line[1], ", ") {
+		require.True(t, tags[tag], tag)
+		delete(tags, tag)
+	}
+	require.Empty(t, tags)
+}
+
+// RELEASE.md has each file that a release must have.
+func TestFilesOfRelease(t *testing.T) {
+	document := read(t, "RELEASE.md")
+	v := &verification{version: "VERSION"}
+	for _, k := range v.kinds([]string{"PLATFORM"}) {
+		require.Contains(t, document, "\n| `"+k.file+"` | ")
+	}
+}

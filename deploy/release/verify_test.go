@@ -1,0 +1,107 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// makeRelease builds a release of a version for some platforms, as make release does.
+func makeRelease(t *testing.T, dist, version, platforms string) {
+	t.Helper()
+	cmd := exec.Command("make", "--no-print-directory", "release", "DIST="+dist, "VERSION="+version, "PLATFORMS="+platforms)
+	cmd.Dir = checkout
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+}
+
+// What make release builds is whole, and of its version. Whatever is changed of it is found.
+func TestRelease(t *testing.T) {
+	const version, other, platform = "v1.98.6", "v1.98.5", "linux-amd64"
+	dist := filepath.Join(t.TempDir(), "dist")
+	makeRelease(t, dist, version, platform)
+	var out strings.Builder
+	require.NoError(t, verify(&out, dist, version, []string{platform}))
+	files := strings.Count(out.String(), "\tis "+version+"\n")
+	sumLines, err := os.ReadFile(filepath.Join(dist, sums))
+	require.NoError(t, err)
+	require.Equal(t, files, bytes.Count(sumLines, []byte("\n")), "each file was looked at")
+	check := exec.Command("sha256sum", "--check", "--quiet", sums)
+	check.Dir = dist
+	said, err := check.CombinedOutput()
+	require.NoError(t, err, "%s", said)
+
+	requireWrong := func(version string, platforms []string, want ...string) {
+		t.Helper()
+		err := verify(&out, dist, version, platforms)
+		for _, text := range want {
+			require.ErrorContains(t, err, text)
+		}
+	}
+	name := func(rest string) string { return filepath.Join(dist, "agentstatsd-"+version+"-"+rest) }
+	requireWrong(other, []string{platform}, "agentstatsd-"+other+"-image.tar: is not there", "image.tar: is not of the release "+other)
+
+	program := programOf(t, dist, version, platform)
+	list, image, archive := name(platform+".cdx.json"), name("image.tar"), name(platform+".tar.gz")
+	dashboards := bytesOf(t, name("grafana.tar.gz"))
+	write(t, filepath.Join(dist, "more"), nil)
+	require.NoError(t, os.Remove(name("grafana.tar.gz")))
+	change(t, list, version, other)
+	requireWrong(version, []string{platform, "linux-arm64"},
+		"more: has no sum", "grafana.tar.gz: has a sum and is not there", "cdx.json: has another sum", "linux-arm64.tar.gz: is not there")
+
+	// Sums that fit do not hide what does not.
+	require.NoError(t, os.Remove(filepath.Join(dist, "more")))
+	change(t, image, version, other)
+	write(t, name("grafana.tar.gz"), []byte("{}"))
+	write(t, archive, dashboards)
+	sumAgain(t, dist)
+	requireWrong(version, []string{platform}, "cdx.json: it is of "+other, "image.tar: the image is of \""+other+"\"", "grafana.tar.gz: unzip", "has no agentstatsd")
+	change(t, list, other, version)
+	change(t, list, fmt.Sprintf("%x", sha256.Sum256(program)), "00")
+	change(t, image, other, version)
+	sumAgain(t, dist)
+	requireWrong(version, []string{platform}, "cdx.json: it is of another program", "the image for linux/amd64 has another program than the archive")
+}
+
+// change puts a text in the place of another, everywhere in a file.
+func change(t *testing.T, file, before, after string) {
+	t.Helper()
+	data := bytesOf(t, file)
+	require.Contains(t, string(data), before)
+	write(t, file, bytes.ReplaceAll(data, []byte(before), []byte(after)))
+}
+
+func bytesOf(t *testing.T, file string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	require.NoError(t, err)
+	return data
+}
+
+func write(t *testing.T, file string, data []byte) {
+	t.Helper()
+	require.NoError(t, os.WriteFile(file, data, 0o600))
+}
+
+func programOf(t *testing.T, dist, version, platform string) []byte {
+	t.Helper()
+	v := &verification{dist: dist, version: version, programs: make(map[string][]byte)}
+	require.NoError(t, v.archive("agentstatsd-"+version+"-"+platform+".tar.gz"))
+	return v.programs[platform]
+}
+
+func sumAgain(t *testing.T, dist string) {
+	t.Helper()
+	cmd := exec.Command("sh", "-ec", "find . -maxdepth 1 -type f ! -name "+sums+" -printf '%f\n' | sort | xargs sha256sum >"+sums)
+	cmd.Dir = dist
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+}
