@@ -39,7 +39,7 @@ PLAIN  = $(sort $(dir $(shell grep -rlE 'pgregory.net/rapid|testing\.Short\(\)|f
 FUZZTIME  ?= 2m
 BENCHTIME ?= 1s
 
-.PHONY: help build binaries sbom image archives release prepare-release check-release tag-release verify-release release-notes version demo demo-bridge check test test-servers test-race test-plain test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt tidy vuln clean
+.PHONY: help chart build binaries sbom image archives release prepare-release check-release tag-release verify-release release-notes version demo demo-bridge check test test-servers test-race test-plain test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt tidy vuln clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target what; do \
@@ -87,7 +87,7 @@ pack = echo "packing $(NAME)-$(1).tar.gz" && git ls-files -z $(2) | grep -zv '\.
 	$(TAR) --null --transform 's,^,agentstatsd-$(VERSION)-$(1)/,' -cf $(NAME)-$(1).tar -T - && gzip -9nf $(NAME)-$(1).tar
 
 # The targets that build it. Nothing of an earlier one is left.
-RELEASE := archives
+RELEASE := archives chart
 release: ## build all of a release into dist, with SHA256SUMS
 	rm -rf $(DIST)
 	$(MAKE) --no-print-directory $(RELEASE)
@@ -111,6 +111,10 @@ verify-release: ## look whether all in dist is whole, and of this version
 
 release-notes: ## print what CHANGELOG.md says of VERSION
 	@cd deploy && $(GO) run ./release notes -version '$(VERSION)'
+
+chart: ## package the chart for Helm into dist, with the version of the release
+	@mkdir -p $(DIST)
+	cd deploy && $(GO) run ./helm/pack -version '$(VERSION)' -created $(SOURCE_DATE_EPOCH) -output $(abspath $(DIST))
 
 version: ## print the version of the checkout
 	@echo $(VERSION)
@@ -254,7 +258,7 @@ generate: ## generated Go, and what is generated into documents
 	$(GO) test ./metrics -run TestDocsMetrics -update
 	$(GO) test ./web/console -run TestAnswers -update
 	cd deploy && $(GO) run ./grafana
-	cd deploy && $(GO) test ./helm -update
+	cd deploy && $(GO) test ./helm -run 'TestRulesAndDashboards|TestGolden|TestPlainManifests' -update
 
 # Not part of generate: a break of the contract would pass unseen. CONTRIBUTING.md says when.
 contract: ## renew the image of the wire contract that breaking changes are measured against

@@ -9,10 +9,13 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"fmt"
+	"io"
 	"log/slog"
+	"maps"
 	"math/big"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,94 +27,15 @@ import (
 	"github.com/prometheus/prometheus/discovery"
 	"github.com/stretchr/testify/require"
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/crypto/bcrypt"
+
+	"github.com/coder/agentstatsd/internal/postgrestest"
 )
 
 const (
 	kubernetesDir    = "../deploy/kubernetes"
 	prometheusConfig = "../deploy/prometheus/prometheus.yml"
 )
-
-// manifest is what the tests read of all kinds of manifests.
-type manifest struct {
-	Kind     string
-	Metadata struct {
-		Name   string
-		Labels map[string]string
-	}
-	Spec struct {
-		Replicas int
-		Strategy struct{ Type string }
-		// Selector is a Service's, or holds matchLabels.
-		Selector  yaml.Node
-		ClusterIP string `yaml:"clusterIP"`
-		Ports     []struct {
-			Name       string
-			Port       int
-			TargetPort string `yaml:"targetPort"`
-		}
-		ScrapeProtocols         []string `yaml:"scrapeProtocols"`
-		ScrapeNativeHistograms  bool     `yaml:"scrapeNativeHistograms"`
-		ScrapeClassicHistograms bool     `yaml:"scrapeClassicHistograms"`
-		Endpoints               []struct{ Port, Path string }
-		Template                struct {
-			Metadata struct{ Labels map[string]string }
-			Spec     struct {
-				Containers []container
-				Volumes    []struct {
-					Name                  string
-					PersistentVolumeClaim struct {
-						ClaimName string `yaml:"claimName"`
-					} `yaml:"persistentVolumeClaim"`
-				}
-			}
-		}
-	}
-}
-
-type container struct {
-	Args  []string
-	Ports []struct {
-		Name          string
-		ContainerPort int `yaml:"containerPort"`
-	}
-	LivenessProbe  probe `yaml:"livenessProbe"`
-	ReadinessProbe probe `yaml:"readinessProbe"`
-	VolumeMounts   []struct {
-		Name      string
-		MountPath string `yaml:"mountPath"`
-	} `yaml:"volumeMounts"`
-}
-
-type probe struct {
-	HTTPGet struct{ Path, Port string } `yaml:"httpGet"`
-}
-
-func readManifest(t *testing.T, file string) manifest {
-	t.Helper()
-	data, err := os.ReadFile(filepath.Join(kubernetesDir, file))
-	require.NoError(t, err)
-	var m manifest
-	require.NoError(t, yaml.Unmarshal(data, &m))
-	return m
-}
-
-func selectorOf(t *testing.T, selector yaml.Node) map[string]string {
-	t.Helper()
-	var set map[string]string
-	require.NoError(t, selector.Decode(&set))
-	require.NotEmpty(t, set)
-	return set
-}
-
-// selects reports whether the selector takes what has the labels.
-func selects(selector, labels map[string]string) bool {
-	for name, value := range selector {
-		if labels[name] != value {
-			return false
-		}
-	}
-	return true
-}
 
 // kubeconform checks a manifest against the schemas in the tree.
 type kubeconform string
@@ -133,125 +57,198 @@ func (k kubeconform) check(manifest []byte) (string, error) {
 	return string(out), err
 }
 
-// Every manifest is what Kubernetes takes; a field that it would drop is found.
-func TestKubernetesManifestsAreValid(t *testing.T) {
-	beside(t)
-	conform := buildKubeconform(t)
-	files, err := filepath.Glob(filepath.Join(kubernetesDir, "*.yaml"))
-	require.NoError(t, err)
-	require.Len(t, files, 5)
-	for _, file := range files {
-		data, err := os.ReadFile(file)
+// chartFile is what the chart makes of one of its sets of values.
+func chartFile(values string) string {
+	return filepath.Join("../deploy/helm/testdata/golden", values+".yaml")
+}
+
+// certificateFiles are a certificate for 127.0.0.1 that signs itself, as a Secret of
+// cert-manager has it.
+func certificateFiles(t *testing.T) (files, *x509.CertPool) {
+	t.Helper()
+	dir := t.TempDir()
+	roots := x509.NewCertPool()
+	roots.AddCert(writeCertificate(t, dir))
+	made := make(files)
+	for _, name := range []string{"tls.crt", "tls.key"} {
+		text, err := os.ReadFile(filepath.Join(dir, name))
 		require.NoError(t, err)
-		out, err := conform.check(data)
-		require.NoError(t, err, "%s: %s", file, out)
-
-		wrong := bytes.Replace(data, []byte("\nspec:\n"), []byte("\nspec:\n  misspelt: 1\n"), 1)
-		out, err = conform.check(wrong)
-		require.Error(t, err, file)
-		require.Contains(t, out, "additional properties 'misspelt' not allowed", file)
+		made[name] = string(text)
 	}
+	made["ca.crt"] = made["tls.crt"]
+	return made, roots
 }
 
-// What one manifest names, another has.
-func TestKubernetesManifestsFitTogether(t *testing.T) {
-	deployment := readManifest(t, "deployment.yaml")
-	pod := deployment.Spec.Template
-	require.Len(t, pod.Spec.Containers, 1)
-	c := pod.Spec.Containers[0]
-	ports := make(map[string]int)
-	for _, p := range c.Ports {
-		ports[p.Name] = p.ContainerPort
-	}
+// The rest of a token, which is 32 bytes or more.
+const tokenText = "token of 32 bytes or thereabouts: "
 
-	// SQLite takes one process.
-	require.Equal(t, 1, deployment.Spec.Replicas)
-	require.Equal(t, "Recreate", deployment.Spec.Strategy.Type)
-	var selector struct {
-		MatchLabels map[string]string `yaml:"matchLabels"`
-	}
-	require.NoError(t, deployment.Spec.Selector.Decode(&selector))
-	require.Equal(t, selector.MatchLabels, pod.Metadata.Labels)
-	claim := readManifest(t, "persistentvolumeclaim.yaml")
-	volumes := make(map[string]string)
-	for _, v := range pod.Spec.Volumes {
-		volumes[v.Name] = v.PersistentVolumeClaim.ClaimName
-	}
-	for _, m := range c.VolumeMounts {
-		require.Contains(t, volumes, m.Name)
-	}
-	require.Equal(t, claim.Metadata.Name, volumes["data"])
-
-	grpc, metrics := readManifest(t, "service.yaml"), readManifest(t, "metrics-service.yaml")
-	for _, service := range []manifest{grpc, metrics} {
-		require.True(t, selects(selectorOf(t, service.Spec.Selector), pod.Metadata.Labels), service.Metadata.Name)
-		for _, p := range service.Spec.Ports {
-			require.Equal(t, p.Port, ports[p.TargetPort], service.Metadata.Name)
-		}
-	}
-	require.Equal(t, "None", metrics.Spec.ClusterIP)
-	require.Empty(t, grpc.Spec.ClusterIP)
-
-	monitor := readManifest(t, "servicemonitor.yaml")
-	require.NoError(t, monitor.Spec.Selector.Decode(&selector))
-	require.True(t, selects(selector.MatchLabels, metrics.Metadata.Labels))
-	require.False(t, selects(selector.MatchLabels, grpc.Metadata.Labels), "the pod would be scraped twice")
-	require.Len(t, monitor.Spec.Endpoints, 1)
-	require.Equal(t, metrics.Spec.Ports[0].Name, monitor.Spec.Endpoints[0].Port)
-	require.Equal(t, "/metrics", monitor.Spec.Endpoints[0].Path)
-}
-
-// The arguments of the Deployment start the service, the mounts are where they
-// look, and the probes pass.
+// What the chart makes of one pod starts the service: its arguments, its environment, its
+// configuration, its volumes; and the probes pass, also where scrapes need TLS and a
+// password.
 func TestServiceRunsAsDeployed(t *testing.T) {
 	beside(t)
-	c := readManifest(t, "deployment.yaml").Spec.Template.Spec.Containers[0]
-	ports := make(map[string]int)
-	for _, p := range c.Ports {
-		ports[p.Name] = p.ContainerPort
-	}
-	mounts := make(map[string]string)
-	for _, m := range c.VolumeMounts {
-		mounts[m.Name] = m.MountPath
-	}
-
-	s := newService(t)
-	// As fsGroup makes it: the group writes. The service makes its directory there.
-	volume := t.TempDir()
-	require.NoError(t, os.Chmod(volume, 0o775|os.ModeSetgid))
-	s.dataDir = filepath.Join(volume, "data")
-	secrets := t.TempDir()
-	certificate := writeCertificate(t, secrets)
-	require.NoError(t, os.WriteFile(filepath.Join(secrets, "token"), []byte("a token of 32 bytes or thereabouts"), 0o440))
-
-	require.Equal(t, "serve", c.Args[0])
-	args := strings.Join(c.Args[1:], "\n")
-	for _, local := range [][2]string{
-		{"=" + mounts["data"] + "/data\n", "=" + s.dataDir + "\n"},
-		{"=" + mounts["coderd-token"] + "/", "=" + secrets + "/"},
-		{"=" + mounts["tls"] + "/", "=" + secrets + "/"},
-		{fmt.Sprintf("=0.0.0.0:%d\n", ports["http-metrics"]), "=" + s.httpAddr + "\n"},
-		{fmt.Sprintf("=0.0.0.0:%d\n", ports["grpc"]), "=" + s.grpcAddr + "\n"},
+	for name, file := range map[string]string{
+		"single": chartFile("single"), "single-full": chartFile("single-full"), "single-plaintext": chartFile("single-plaintext"), "plain manifest": "../deploy/kubernetes/single.yaml",
 	} {
-		require.Contains(t, args, local[0])
-		args = strings.ReplaceAll(args, local[0], local[1])
-	}
-	s.args = strings.Split(args, "\n")
-	s.start(t)
+		t.Run(name, func(t *testing.T) {
+			certificate, roots := certificateFiles(t)
+			hash, err := bcrypt.GenerateFromPassword([]byte("hunter2"), bcrypt.MinCost)
+			require.NoError(t, err)
+			web := maps.Clone(certificate)
+			web["web-config.yml"] = "tls_server_config: {cert_file: tls.crt, key_file: tls.key}\nbasic_auth_users: {prometheus: " + string(hash) + "}\n"
+			r := readRelease(t, file, map[string]files{
+				"agentstatsd-tls":          certificate,
+				"agentstatsd-coderd-token": {"token": tokenText + "coderd"},
+				"coderd-ca":                {"ca.crt": certificate["ca.crt"]},
+				"agentstatsd-web":          web,
+				"proxies":                  {"token": tokenText + "proxies"},
+			})
+			p := newPod(t, r, "agentstatsd")
+			p.start(t)
+			p.waitReady(t)
 
-	for _, p := range []probe{c.LivenessProbe, c.ReadinessProbe} {
-		require.Contains(t, ports, p.HTTPGet.Port)
-		s.scrape(t, p.HTTPGet.Path)
+			secure := name != "single-plaintext"
+			requireServes(t, p, secure, roots)
+			require.NoFileExists(t, filepath.Join(p.dirs["data"], "data", "coderd-token"), "the mounted token is used")
+			info, err := os.Stat(filepath.Join(p.dirs["data"], "data"))
+			require.NoError(t, err)
+			require.Equal(t, os.FileMode(0o700), info.Mode().Perm())
+			if name == "single-full" {
+				require.Equal(t, http.StatusUnauthorized, statusOf(t, anyServer, "https://"+p.ports["http-metrics"]+"/metrics"))
+				req, err := http.NewRequest(http.MethodGet, "https://"+p.ports["http-metrics"]+"/metrics", nil)
+				require.NoError(t, err)
+				req.SetBasicAuth("prometheus", "hunter2")
+				resp, err := anyServer.Do(req)
+				require.NoError(t, err)
+				body, err := io.ReadAll(resp.Body)
+				require.NoError(t, err)
+				require.NoError(t, resp.Body.Close())
+				require.Contains(t, string(body), `agentstatsd_limit{what="agents"} 5e+06`, "what the ConfigMap says is in force")
+			} else {
+				require.Equal(t, http.StatusOK, statusOf(t, http.DefaultClient, "http://"+p.ports["http-metrics"]+"/metrics"))
+			}
+			if name == "single-plaintext" {
+				resp, err := http.Post("http://"+p.ports["http-metrics"]+"/-/reload", "", nil)
+				require.NoError(t, err)
+				require.NoError(t, resp.Body.Close())
+				require.Equal(t, http.StatusOK, resp.StatusCode, "as the sidecar asks")
+			}
+			forced, _ := p.stop()
+			require.False(t, forced)
+		})
 	}
-	roots := x509.NewCertPool()
-	roots.AddCert(certificate)
-	conn, err := tls.Dial("tcp", s.grpcAddr, &tls.Config{RootCAs: roots, NextProtos: []string{"h2"}})
+}
+
+// anyServer asks whoever answers.
+var anyServer = &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+
+// requireServes: the gRPC listener has the certificate of the Secret, or none.
+func requireServes(t *testing.T, p *pod, secure bool, roots *x509.CertPool) {
+	t.Helper()
+	conn, err := tls.Dial("tcp", p.ports["grpc"], &tls.Config{RootCAs: roots, NextProtos: []string{"h2"}})
+	if !secure {
+		require.ErrorContains(t, err, "first record does not look like a TLS handshake")
+		return
+	}
 	require.NoError(t, err)
 	require.NoError(t, conn.Close())
-	require.NoFileExists(t, s.tokenFile(), "the mounted token is used")
-	info, err := os.Stat(s.dataDir)
+}
+
+// What the chart makes of replicas runs over PostgreSQL, and over NATS where it says so, and
+// they know of each other.
+func TestReplicasRunAsDeployed(t *testing.T) {
+	beside(t)
+	for name, file := range map[string]string{"replicated": chartFile("replicated"), "replicated-full": chartFile("replicated-full"), "plain manifest": "../deploy/kubernetes/replicated.yaml"} {
+		t.Run(name, func(t *testing.T) {
+			certificate, roots := certificateFiles(t)
+			url := postgrestest.Start(t).CreateDatabase(t)
+			r := readRelease(t, file, map[string]files{
+				"agentstatsd-tls":          certificate,
+				"agentstatsd-coderd-token": {"token": tokenText + "coderd"},
+				"agentstatsd-database":     {"url": url, "uri": url},
+				"agentstatsd-nats":         {"url": startNATS(t)},
+			})
+			pods := []*pod{newPod(t, r, "agentstatsd"), newPod(t, r, "agentstatsd")}
+			for _, p := range pods {
+				p.start(t)
+			}
+			for _, p := range pods {
+				p.waitReady(t)
+				requireServes(t, p, true, roots)
+				require.Eventually(t, func() bool {
+					return strings.Contains(textAt(t, "http://"+p.ports["http-metrics"]+"/metrics"), "\nagentstatsd_replicas_live 2\n")
+				}, 30*time.Second, 50*time.Millisecond)
+				require.Equal(t, name != "replicated-full", strings.Contains(p.log.tail(64<<10), `"pubsub":"database"`), "where notifications go")
+			}
+		})
+	}
+}
+
+// What the chart makes of a bridge is ready, finds the service of the same release or the one
+// that it was given, and verifies it.
+func TestBridgeRunsAsDeployed(t *testing.T) {
+	beside(t)
+	coder := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(coder.Close)
+	certificate, _ := certificateFiles(t)
+	service := readRelease(t, chartFile("bridge"), map[string]files{"agentstatsd-tls": certificate})
+	s := newPod(t, service, "agentstatsd")
+	s.start(t)
+	s.waitReady(t)
+	token := service.secrets["agentstatsd-coderd-token"]["token"]
+	hash, err := bcrypt.GenerateFromPassword([]byte("hunter2"), bcrypt.MinCost)
 	require.NoError(t, err)
-	require.Equal(t, os.FileMode(0o700), info.Mode().Perm())
+	for name, file := range map[string]string{"bridge": chartFile("bridge"), "bridge-alone": chartFile("bridge-alone"), "plain manifest": "../deploy/kubernetes/bridge.yaml"} {
+		t.Run(name, func(t *testing.T) {
+			r := readRelease(t, file, map[string]files{
+				"agentstatsd-tls":          certificate,
+				"agentstatsd-coderd-token": {"token": token},
+				"agentstatsd-api-token":    {"token": "api token"},
+				"stats":                    {"token": token},
+				"stats-ca":                 {"ca.crt": certificate["ca.crt"]},
+				"bridge-tls":               certificate,
+				"bridge-web":               {"web-config.yml": "basic_auth_users: {prometheus: " + string(hash) + "}\n"},
+			})
+			workload := "agentstatsd-bridge"
+			p := newPod(t, r, workload,
+				"agentstatsd.coder.svc:2113", s.ports["grpc"], "stats.example.com:2113", s.ports["grpc"],
+				"http://coder.coder.svc", coder.URL, "dns+http://coder-metrics.coder.svc:2112/", coder.URL)
+			before := strings.Count(s.log.tail(64<<10), "coderd has connected")
+			p.start(t)
+			p.waitReady(t)
+			if name == "bridge-alone" { // it dials the service for an agent, and has no other reason
+				require.Equal(t, http.StatusUnauthorized, statusOf(t, anyServer, "http://"+p.ports["http-metrics"]+"/metrics"))
+				conn, err := tls.Dial("tcp", p.ports["http-agents"], &tls.Config{InsecureSkipVerify: true})
+				require.NoError(t, err)
+				require.NoError(t, conn.Close())
+			} else {
+				require.Eventually(t, func() bool {
+					return strings.Count(s.log.tail(64<<10), "coderd has connected") > before
+				}, 30*time.Second, 50*time.Millisecond)
+				require.Equal(t, http.StatusNotFound, statusOf(t, http.DefaultClient, "http://"+p.ports["http-agents"]+"/"), "coderd's answer")
+			}
+		})
+	}
+}
+
+// statusOf returns the status of an answer.
+func statusOf(t *testing.T, client *http.Client, url string) int {
+	t.Helper()
+	resp, err := client.Get(url)
+	require.NoError(t, err)
+	require.NoError(t, resp.Body.Close())
+	return resp.StatusCode
+}
+
+// textAt returns what is served at a URL.
+func textAt(t *testing.T, url string) string {
+	t.Helper()
+	resp, err := http.Get(url)
+	require.NoError(t, err)
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	return string(body)
 }
 
 // writeCertificate writes tls.crt and tls.key, as a Secret of type
@@ -304,7 +301,17 @@ func TestPrometheusConfiguration(t *testing.T) {
 	require.Equal(t, []config.ScrapeProtocol{config.PrometheusProto, config.PrometheusText0_0_4}, job.ScrapeProtocols)
 	require.True(t, *job.ScrapeNativeHistograms)
 	require.True(t, *job.AlwaysScrapeClassicHistograms)
-	monitor := readManifest(t, "servicemonitor.yaml").Spec
+	text, err := os.ReadFile(filepath.Join(kubernetesDir, "servicemonitor.yaml"))
+	require.NoError(t, err)
+	var object struct {
+		Spec struct {
+			ScrapeProtocols         []string `yaml:"scrapeProtocols"`
+			ScrapeNativeHistograms  bool     `yaml:"scrapeNativeHistograms"`
+			ScrapeClassicHistograms bool     `yaml:"scrapeClassicHistograms"`
+		}
+	}
+	require.NoError(t, yaml.Unmarshal(text, &object))
+	monitor := object.Spec
 	require.Equal(t, []string{"PrometheusProto", "PrometheusText0.0.4"}, monitor.ScrapeProtocols)
 	require.True(t, monitor.ScrapeNativeHistograms)
 	require.True(t, monitor.ScrapeClassicHistograms)

@@ -32,7 +32,7 @@ func TestQuickstartManifests(t *testing.T) {
 		out, err = conform.check([]byte(strings.Replace(block, "  replicas:", "  misspelt:", 1)))
 		require.Error(t, err, out)
 	}
-	require.Equal(t, 2, checked)
+	require.Equal(t, 1, checked)
 }
 
 // A query within a text, and a name of a metric of the service in a table.

@@ -23,6 +23,7 @@ var notRun = map[string]struct {
 	"make":     {"it runs these tests, or takes as long as they do", requireTarget},
 	"go":       {"it takes modules from the network, or as long as a benchmark does", requireGo},
 	"kubectl":  {"it needs a cluster", requireManifests},
+	"helm":     {"it needs a cluster; tests of deploy/helm render what it would", requireChart},
 	"docker":   {"it needs a daemon", requireDockerfile},
 	"sudo":     {"it changes the machine", nil},
 	"coder":    {"it needs a Coder, whose program it is", nil},
@@ -275,15 +276,43 @@ func requireManifests(t *testing.T, document, line string) {
 	words := strings.Fields(line)
 	for i, word := range words {
 		if word == "-f" && strings.Contains(words[i+1], "/") {
-			require.DirExists(t, filepath.Join(root, words[i+1]), line)
+			require.FileExists(t, filepath.Join(root, words[i+1]), line)
 		}
-		if kind, name, ok := strings.Cut(word, "/"); ok && kind == "deployment" && name != "coder" && !strings.Contains(document, "\n  name: "+name+"\n") {
-			requireText(t, "deploy/kubernetes/deployment.yaml", "\n  name: "+name+"\n")
+		if kind, name, ok := strings.Cut(word, "/"); ok && (kind == "deployment" || kind == "statefulset") && name != "coder" && !strings.Contains(document, "\n  name: "+name+"\n") {
+			requireText(t, "deploy/kubernetes/*.yaml", "\nkind: "+map[string]string{"deployment": "Deployment", "statefulset": "StatefulSet"}[kind]+"\nmetadata:\n  name: "+name+"\n")
 		}
 		if kind := slices.Index(words, "secret"); kind >= 0 && i == kind+2 && !strings.Contains(document, "secretName: "+word) {
-			requireText(t, "deploy/kubernetes/*.yaml", "secretName: "+word)
+			require.Regexp(t, `(?m)^ +(secretName|name): `+word+`$`, textOf(t, "deploy/kubernetes/*.yaml"), line)
 		}
 	}
+}
+
+// requireChart looks for the chart and the files of values that a line names.
+func requireChart(t *testing.T, _, line string) {
+	t.Helper()
+	words := strings.Fields(line)
+	for i, word := range words {
+		switch {
+		case word == "-f" || word == "--values":
+			require.FileExists(t, filepath.Join(root, words[i+1]), line)
+		case strings.HasPrefix(word, "deploy/"):
+			require.FileExists(t, filepath.Join(root, word, "Chart.yaml"), line)
+		}
+	}
+}
+
+// textOf returns the text of all files whose names are as pattern.
+func textOf(t *testing.T, pattern string) string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(root, pattern))
+	require.NoError(t, err)
+	var b strings.Builder
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		b.Write(text)
+	}
+	return b.String()
 }
 
 func requireDockerfile(t *testing.T, _, line string) {

@@ -61,18 +61,6 @@ func TestQuickstartOptions(t *testing.T) {
 	}
 	require.Equal(t, 3, found)
 	for _, block := range quickstart(t, "yaml") {
-		if !strings.Contains(block, "- bridge\n") {
-			continue
-		}
-		found++
-		b := new(bridgeConfig)
-		setOptions(t, b.options(), block)
-		require.NoError(t, b.validate(), block)
-		require.Less(t, b.stopTimeout()+endpointStop, 90*time.Second)
-		require.Contains(t, block, "terminationGracePeriodSeconds: 90")
-	}
-	require.Equal(t, 4, found)
-	for _, block := range quickstart(t, "yaml") {
 		var document yaml.Node
 		decoder := yaml.NewDecoder(strings.NewReader(block))
 		require.NoError(t, decoder.Decode(&document), block)

@@ -14,13 +14,18 @@ import (
 // TestStopIsBelowTheGracePeriod holds the sum of the stages' timeouts below the
 // time after which Kubernetes kills the process.
 func TestStopIsBelowTheGracePeriod(t *testing.T) {
-	manifest, err := os.ReadFile(filepath.Join("..", "..", "deploy", "kubernetes", "deployment.yaml"))
-	require.NoError(t, err)
-	found := regexp.MustCompile(`terminationGracePeriodSeconds: (\d+)`).FindSubmatch(manifest)
-	require.NotNil(t, found)
-	grace, err := strconv.Atoi(string(found[1]))
-	require.NoError(t, err)
 	c, err := parse(t, "", nil)
 	require.NoError(t, err)
-	require.Less(t, c.stopTimeout(), time.Duration(grace)*time.Second)
+	var b bridgeConfig
+	options := b.options()
+	require.NoError(t, options.SetDefaults())
+	for file, stop := range map[string]time.Duration{"single.yaml": c.stopTimeout(), "replicated.yaml": c.stopTimeout(), "bridge.yaml": b.stopTimeout()} {
+		manifest, err := os.ReadFile(filepath.Join("..", "..", "deploy", "kubernetes", file))
+		require.NoError(t, err)
+		found := regexp.MustCompile(`terminationGracePeriodSeconds: (\d+)`).FindSubmatch(manifest)
+		require.NotNil(t, found, file)
+		grace, err := strconv.Atoi(string(found[1]))
+		require.NoError(t, err)
+		require.Less(t, stop, time.Duration(grace)*time.Second, file)
+	}
 }

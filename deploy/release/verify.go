@@ -24,6 +24,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
+	"sigs.k8s.io/yaml"
 )
 
 // sums is the file that has the sum of each other file of a release.
@@ -55,7 +56,9 @@ func (v *verification) kinds(platforms []string) (all []kind) {
 	return append(all,
 		kind{name + "image.tar", v.image},
 		kind{name + "prometheus.tar.gz", v.notEmpty},
-		kind{name + "grafana.tar.gz", v.notEmpty})
+		kind{name + "grafana.tar.gz", v.notEmpty},
+		// As Helm names it: its versions have no v.
+		kind{"agentstatsd-" + strings.TrimPrefix(v.version, "v") + ".tgz", v.chart})
 }
 
 // verify looks whether the files of a release are whole, and of the version. It writes a
@@ -268,6 +271,22 @@ func (v *verification) modules(file string) error {
 		return errors.New("it is of another program")
 	case len(list.Components) < 2:
 		return errors.New("it has no modules")
+	}
+	return nil
+}
+
+// chart looks whether the chart has the version, and the program's as that of the image.
+func (v *verification) chart(file string) error {
+	files, err := v.unzipped(file)
+	if err != nil {
+		return err
+	}
+	var chart struct{ Version, AppVersion string }
+	if err := yaml.Unmarshal(files["agentstatsd/Chart.yaml"], &chart); err != nil {
+		return fmt.Errorf("decode Chart.yaml: %w", err)
+	}
+	if chart.Version != strings.TrimPrefix(v.version, "v") || chart.AppVersion != v.version {
+		return fmt.Errorf("the chart is of %q, for %q", chart.Version, chart.AppVersion)
 	}
 	return nil
 }

@@ -46,6 +46,8 @@ func TestRelease(t *testing.T) {
 		}
 	}
 	name := func(rest string) string { return filepath.Join(dist, "agentstatsd-"+version+"-"+rest) }
+	chart := filepath.Join(dist, "agentstatsd-"+strings.TrimPrefix(version, "v")+".tgz")
+	require.FileExists(t, chart)
 	requireWrong(other, []string{platform}, "agentstatsd-"+other+"-image.tar: is not there", "image.tar: is not of the release "+other)
 
 	program := programOf(t, dist, version, platform)
@@ -62,8 +64,9 @@ func TestRelease(t *testing.T) {
 	change(t, image, version, other)
 	write(t, name("grafana.tar.gz"), []byte("{}"))
 	write(t, archive, dashboards)
+	write(t, chart, dashboards)
 	sumAgain(t, dist)
-	requireWrong(version, []string{platform}, "cdx.json: it is of "+other, "image.tar: the image is of \""+other+"\"", "grafana.tar.gz: unzip", "has no agentstatsd")
+	requireWrong(version, []string{platform}, "cdx.json: it is of "+other, "image.tar: the image is of \""+other+"\"", "grafana.tar.gz: unzip", "has no agentstatsd", `.tgz: the chart is of "", for ""`)
 	change(t, list, other, version)
 	change(t, list, fmt.Sprintf("%x", sha256.Sum256(program)), "00")
 	change(t, image, other, version)

@@ -2,7 +2,7 @@
 
 // generate makes the schemas in this directory; README.md says of what.
 //
-//	go run generate.go SWAGGER_JSON SERVICEMONITOR_CRD_YAML
+//	go run generate.go SWAGGER_JSON CRD_YAML...
 package main
 
 import (
@@ -10,16 +10,35 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"slices"
 	"strings"
 
-	"gopkg.in/yaml.v3"
+	"sigs.k8s.io/yaml"
 )
 
 // kinds are the definitions of Kubernetes that the manifests use, by file.
 var kinds = map[string]string{
-	"deployment-apps-v1.json":       "io.k8s.api.apps.v1.Deployment",
-	"persistentvolumeclaim-v1.json": "io.k8s.api.core.v1.PersistentVolumeClaim",
-	"service-v1.json":               "io.k8s.api.core.v1.Service",
+	"configmap-v1.json":                           "io.k8s.api.core.v1.ConfigMap",
+	"deployment-apps-v1.json":                     "io.k8s.api.apps.v1.Deployment",
+	"horizontalpodautoscaler-autoscaling-v2.json": "io.k8s.api.autoscaling.v2.HorizontalPodAutoscaler",
+	"ingress-networking-v1.json":                  "io.k8s.api.networking.v1.Ingress",
+	"networkpolicy-networking-v1.json":            "io.k8s.api.networking.v1.NetworkPolicy",
+	"persistentvolumeclaim-v1.json":               "io.k8s.api.core.v1.PersistentVolumeClaim",
+	"poddisruptionbudget-policy-v1.json":          "io.k8s.api.policy.v1.PodDisruptionBudget",
+	"secret-v1.json":                              "io.k8s.api.core.v1.Secret",
+	"service-v1.json":                             "io.k8s.api.core.v1.Service",
+	"serviceaccount-v1.json":                      "io.k8s.api.core.v1.ServiceAccount",
+	"statefulset-apps-v1.json":                    "io.k8s.api.apps.v1.StatefulSet",
+}
+
+// resources are the versions of custom resources that the manifests use, by their kinds.
+var resources = map[string]string{
+	"Certificate":    "v1",
+	"HTTPRoute":      "v1",
+	"PodMonitor":     "v1",
+	"PrometheusRule": "v1",
+	"ScrapeConfig":   "v1alpha1",
+	"ServiceMonitor": "v1",
 }
 
 // values are the definitions that the API reads from more than one JSON type.
@@ -38,11 +57,11 @@ type object = map[string]any
 
 func main() {
 	log.SetFlags(0)
-	if len(os.Args) != 3 {
-		log.Fatal("usage: go run generate.go SWAGGER_JSON SERVICEMONITOR_CRD_YAML")
+	if len(os.Args) < 3 {
+		log.Fatal("usage: go run generate.go SWAGGER_JSON CRD_YAML...")
 	}
 	var swagger struct{ Definitions object }
-	read(os.Args[1], json.Unmarshal, &swagger)
+	read(os.Args[1], &swagger)
 	for file, kind := range kinds {
 		definitions := make(object)
 		collect(swagger.Definitions, kind, definitions)
@@ -52,24 +71,49 @@ func main() {
 		write(file, root)
 	}
 
-	var crd struct {
-		Spec struct {
-			Versions []struct {
-				Name   string
-				Schema struct {
-					OpenAPIV3Schema object `yaml:"openAPIV3Schema"`
-				}
+	for _, file := range os.Args[2:] {
+		var crd definition
+		read(file, &crd)
+		custom(swagger.Definitions, &crd)
+	}
+}
+
+// definition is what is read of a custom resource's definition.
+type definition struct {
+	Spec struct {
+		Group    string
+		Names    struct{ Kind string }
+		Versions []struct {
+			Name   string
+			Schema struct {
+				OpenAPIV3Schema object
 			}
 		}
 	}
-	read(os.Args[2], yaml.Unmarshal, &crd)
-	schema := crd.Spec.Versions[0].Schema.OpenAPIV3Schema
-	root := strict(schema).(object)
-	definitions := make(object)
-	collect(swagger.Definitions, objectMeta, definitions)
-	root["definitions"] = definitions
-	root["properties"].(object)["metadata"] = object{"$ref": refPrefix + objectMeta}
-	write("servicemonitor-monitoring-v1.json", root)
+}
+
+// custom writes the schema of a custom resource.
+func custom(swagger object, crd *definition) {
+	kind, version := crd.Spec.Names.Kind, resources[crd.Spec.Names.Kind]
+	for _, v := range crd.Spec.Versions {
+		if v.Name != version {
+			continue
+		}
+		root := strict(v.Schema.OpenAPIV3Schema).(object)
+		// What controllers write is in no manifest.
+		delete(root["properties"].(object), "status")
+		if required, ok := root["required"].([]any); ok {
+			root["required"] = slices.DeleteFunc(required, func(name any) bool { return name == "status" })
+		}
+		definitions := make(object)
+		collect(swagger, objectMeta, definitions)
+		root["definitions"] = definitions
+		root["properties"].(object)["metadata"] = object{"$ref": refPrefix + objectMeta}
+		group, _, _ := strings.Cut(crd.Spec.Group, ".")
+		write(strings.ToLower(fmt.Sprintf("%s-%s-%s.json", kind, group, version)), root)
+		return
+	}
+	log.Fatalf("%s has no version %q", kind, version)
 }
 
 // collect copies the definition called name, and all that it refers to, to out.
@@ -141,12 +185,13 @@ func strict(schema any) any {
 	return out
 }
 
-func read(path string, unmarshal func([]byte, any) error, v any) {
+// read reads YAML, of which JSON is a part.
+func read(path string, v any) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		log.Fatal(err)
 	}
-	if err := unmarshal(data, v); err != nil {
+	if err := yaml.Unmarshal(data, v); err != nil {
 		log.Fatal(fmt.Errorf("read %s: %w", path, err))
 	}
 }
