@@ -36,6 +36,8 @@ var runElsewhere = []struct{ begin, test string }{
 	{"pg_dump ", "TestPostgresBackup"},
 	{"pg_restore ", "TestPostgresBackup"},
 	{"agentstatsd serve --database-url postgres://agentstatsd@db/agentstatsd", "TestDocumentedReplicas"},
+	{"(umask 077 && openssl rand -hex 32 > coderd-token", "TestComposeRuns"},
+	{"echo CODER_ACCESS_URL=", "TestComposeRuns"},
 	{"(umask 077 && ", "TestDocumentedReplicas"},
 	{"export AGENTSTATSD_DATABASE_URL=", "TestDocumentedReplicas"},
 	{"agentstatsd serve --data-dir one", "TestDocumentedReplicas"},

@@ -75,3 +75,29 @@ func TestQuickstartOptions(t *testing.T) {
 		require.Contains(t, known, variable)
 	}
 }
+
+// The program takes the options of the example for compose, and stops in the time that it
+// has there.
+func TestComposeOptions(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(root, "examples", "compose", "compose.yaml"))
+	require.NoError(t, err)
+	var compose struct {
+		Services map[string]struct {
+			Command         []string
+			StopGracePeriod time.Duration `yaml:"stop_grace_period"`
+		}
+	}
+	require.NoError(t, yaml.Unmarshal(text, &compose))
+	options := func(name string, set serpent.OptionSet) time.Duration {
+		s := compose.Services[name]
+		setOptions(t, set, "  "+strings.Join(s.Command[1:], "\n  "))
+		return s.StopGracePeriod
+	}
+	c, b := new(config), new(bridgeConfig)
+	grace := options("agentstatsd", c.options())
+	require.NoError(t, c.validate())
+	require.Less(t, c.stopTimeout(), grace)
+	grace = options("bridge", b.options())
+	require.NoError(t, b.validate())
+	require.Less(t, b.stopTimeout()+endpointStop, grace)
+}
