@@ -296,6 +296,24 @@ func TestModules(t *testing.T) {
 	}
 }
 
+// What the manifests run is the program.
+func TestManifestsNameTheProgram(t *testing.T) {
+	found := 0
+	for _, pattern := range []string{"../kubernetes/*.yaml", "../helm/testdata/golden/*.yaml"} {
+		files, err := filepath.Glob(pattern)
+		require.NoError(t, err)
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			require.NoError(t, err)
+			for _, command := range regexp.MustCompile(`(?m)^ +command: \[(/?agentstatsd|/.*/agentstatsd)\]`).FindAllSubmatch(text, -1) {
+				found++
+				require.Equal(t, "/"+program, string(command[1]), file)
+			}
+		}
+	}
+	require.NotZero(t, found)
+}
+
 // The Dockerfile's image starts as ours does.
 func TestDockerfile(t *testing.T) {
 	text, err := os.ReadFile("../Dockerfile")

@@ -39,7 +39,7 @@ spec:
     - name: agentstatsd
       image: {{ include "agentstatsd.image" . | quote }}
       imagePullPolicy: {{ $v.image.pullPolicy }}
-      command: [/agentstatsd]
+      command: [/usr/bin/agentstatsd]
       args:
         - serve
         - --config=/etc/agentstatsd/config/config.yaml
