@@ -1,7 +1,7 @@
 # Everything that people and CI run; `make help` lists it. `make demo` and `make
 # check` need nothing but Go. `make test` needs a C compiler for the race detector,
-# and what it starts: it installs PostgreSQL, PgBouncer and Chromium, and downloads
-# nginx, Caddy, Prometheus and axe-core.
+# and what it starts: it installs PostgreSQL, PgBouncer, Chromium, lintian, rpm and rpmlint,
+# and downloads nginx, Caddy, Prometheus and axe-core. The packages are tested as root.
 
 GO    ?= go
 TOOL  := $(GO) tool -modfile=$(CURDIR)/tools/go.mod
@@ -39,7 +39,7 @@ PLAIN  = $(sort $(dir $(shell grep -rlE 'pgregory.net/rapid|testing\.Short\(\)|f
 FUZZTIME  ?= 2m
 BENCHTIME ?= 1s
 
-.PHONY: help chart build binaries sbom image archives release prepare-release check-release tag-release verify-release release-notes version demo demo-bridge check test test-servers test-race test-plain test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt tidy vuln clean
+.PHONY: help chart packages build binaries sbom image archives release prepare-release check-release tag-release verify-release release-notes version demo demo-bridge check test test-servers test-race test-plain test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt tidy vuln clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target what; do \
@@ -115,6 +115,11 @@ release-notes: ## print what CHANGELOG.md says of VERSION
 chart: ## package the chart for Helm into dist, with the version of the release
 	@mkdir -p $(DIST)
 	cd deploy && $(GO) run ./helm/pack -version '$(VERSION)' -created $(SOURCE_DATE_EPOCH) -output $(abspath $(DIST))
+
+# The manual page is printed by the program of this machine.
+packages: build $(PROGRAMS) ## make the Debian and RPM packages of each platform into dist
+	@$(foreach platform,$(PLATFORMS),(cd deploy && $(GO) run ./packages -version '$(VERSION)' -epoch $(SOURCE_DATE_EPOCH) -arch $(lastword $(subst -, ,$(platform))) \
+		-program $(abspath $(DIST))/$(platform)/agentstatsd -printer ../bin/agentstatsd -out $(abspath $(DIST))) &&) true
 
 version: ## print the version of the checkout
 	@echo $(VERSION)
@@ -204,17 +209,19 @@ microbench: servers ## the benchmarks of each package
 # The database servers and the browser that tests start, from the distribution. Nothing is
 # done if they are there; with apt, no cluster and no daemon is started.
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
-servers: bin/debian bin/axe ## what tests start: PostgreSQL, PgBouncer, Chromium and what documents call, installed; nginx, Caddy, Prometheus, axe-core
+servers: bin/debian bin/axe ## what tests start: PostgreSQL, PgBouncer, Chromium, lintian, rpm and what documents call, installed; nginx, Caddy, Prometheus, axe-core
 	@if PATH="$$PATH:/usr/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" && \
 		command -v initdb >/dev/null && command -v postgres >/dev/null && command -v pgbouncer >/dev/null && command -v chromium >/dev/null && \
-		command -v curl >/dev/null && command -v openssl >/dev/null && command -v jq >/dev/null; then exit 0; fi; \
+		command -v curl >/dev/null && command -v openssl >/dev/null && command -v jq >/dev/null && \
+		command -v lintian >/dev/null && command -v rpm >/dev/null && command -v rpmlint >/dev/null && command -v systemd-analyze >/dev/null; then exit 0; fi; \
 	set -ex; \
 	$(ROOT) mkdir -p /etc/postgresql-common; \
 	test -e /etc/postgresql-common/createcluster.conf || \
 		echo 'create_main_cluster = false' | $(ROOT) tee /etc/postgresql-common/createcluster.conf >/dev/null; \
 	$(ROOT) apt-get update; \
 	$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-		-o Dpkg::Options::=--force-confold postgresql pgbouncer chromium curl openssl jq
+		-o Dpkg::Options::=--force-confold postgresql pgbouncer chromium curl openssl jq \
+		lintian rpm rpmlint systemd procps
 
 DEBIAN := nginx caddy prometheus
 
@@ -254,7 +261,7 @@ check-contract:
 generate: ## generated Go, and what is generated into documents
 	$(TOOL) buf generate
 	cd examples/coderd && $(TOOL) buf generate
-	$(GO) test ./cmd/agentstatsd -run 'TestConfigurationTables|TestFreshScrape|TestChart' -update
+	$(GO) test ./cmd/agentstatsd -run 'TestConfigurationTables|TestPackagedConfiguration|TestFreshScrape|TestChart' -update
 	$(GO) test ./metrics -run TestDocsMetrics -update
 	$(GO) test ./web/console -run TestAnswers -update
 	cd deploy && $(GO) run ./grafana
@@ -264,7 +271,7 @@ generate: ## generated Go, and what is generated into documents
 contract: ## renew the image of the wire contract that breaking changes are measured against
 	$(TOOL) buf build -o proto/agentstats.binpb
 
-GENERATED := git ls-files -z proto examples/coderd/agentproto docs/configuration.md docs/metrics.md cmd/agentstatsd/testdata/fresh.tsv web/console/testdata deploy/grafana/dashboards deploy/helm deploy/kubernetes
+GENERATED := git ls-files -z proto examples/coderd/agentproto docs/configuration.md docs/metrics.md cmd/agentstatsd/testdata/fresh.tsv web/console/testdata deploy/packages/etc deploy/grafana/dashboards deploy/helm deploy/kubernetes
 check-generated: ## fail if generating changes a file
 	@before="$$($(GENERATED) | xargs -0 sha256sum)"; \
 	$(MAKE) --no-print-directory generate >/dev/null && \

@@ -29,3 +29,22 @@ func TestStopIsBelowTheGracePeriod(t *testing.T) {
 		require.Less(t, stop, time.Duration(grace)*time.Second, file)
 	}
 }
+
+// TestStopIsBelowTheUnitsTimeouts holds the same below the time after which systemd does.
+func TestStopIsBelowTheUnitsTimeouts(t *testing.T) {
+	serve, err := parse(t, "", nil)
+	require.NoError(t, err)
+	bridge := new(bridgeConfig)
+	options := bridge.options()
+	require.NoError(t, options.SetDefaults())
+	for unit, stop := range map[string]time.Duration{"agentstatsd": serve.stopTimeout(), "agentstatsd-bridge": bridge.stopTimeout() + endpointStop} {
+		text, err := os.ReadFile(filepath.Join("..", "..", "deploy", "packages", "systemd", unit+".service"))
+		require.NoError(t, err)
+		found := regexp.MustCompile(`(?m)^TimeoutStopSec=(\d+)$`).FindSubmatch(text)
+		require.NotNil(t, found)
+		limit, err := strconv.Atoi(string(found[1]))
+		require.NoError(t, err)
+		require.Less(t, stop, time.Duration(limit)*time.Second, unit)
+		require.Contains(t, string(text), strconv.Itoa(int(stop.Seconds()))+" s", "%s says how long it takes", unit)
+	}
+}
