@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -36,6 +37,9 @@ type agent struct {
 	keys   int
 	// changing are the keys that have a new value at once.
 	changing int
+	// repeated has the newest value of each key if the others are reported, too; nil: they
+	// are not.
+	repeated []client.Metadata
 	values   int64
 	started  time.Time
 	state    agentstatsv1.Lifecycle_State
@@ -67,6 +71,9 @@ func newAgent(planned plannedAgent, build int, conns *connections, all []series,
 		node:      life + 1,
 		keys:      o.MetadataKeys,
 		changing:  cmp.Or(o.MetadataChanging, o.MetadataKeys),
+	}
+	if o.MetadataRepeated {
+		a.repeated = make([]client.Metadata, 0, o.MetadataKeys)
 	}
 	a.flaps, a.steady = a.random.IntN(12) == 0, o.Steady
 	opts := client.AgentOptions{
@@ -212,7 +219,8 @@ func (a *agent) setNetwork() {
 	_ = a.client.SetNetwork(network(a.random, a.node))
 }
 
-// updateMetadata hands over a new value of each key that changes: of others the next time.
+// updateMetadata hands over a new value of each key that changes: of others the next time, and
+// until then what they have, if that is repeated.
 func (a *agent) updateMetadata(now time.Time) {
 	a.values++
 	a.changes.add(a.values, now)
@@ -221,6 +229,16 @@ func (a *agent) updateMetadata(now time.Time) {
 		key := (int(a.values-1)*a.changing + i) % a.keys
 		entries[i].Key = metadataKey(key)
 		entries[i].Value, entries[i].Error = metadataValue(a.random, key, a.values, now.Sub(a.started))
+	}
+	if a.repeated != nil {
+		for _, e := range entries {
+			if i := slices.IndexFunc(a.repeated, func(r client.Metadata) bool { return r.Key == e.Key }); i >= 0 {
+				a.repeated[i] = e
+			} else {
+				a.repeated = append(a.repeated, e)
+			}
+		}
+		entries = a.repeated
 	}
 	// The keys are well formed and fewer than the client's limit.
 	_ = a.client.UpdateMetadata(entries...)

@@ -87,6 +87,9 @@ type Options struct {
 	// MetadataChanging is how many of them have a new value each MetadataInterval, in
 	// turn; default: all.
 	MetadataChanging int
+	// MetadataRepeated is true if agents report the other keys then, too, with the value
+	// that they have, as Coder's agents do.
+	MetadataRepeated bool
 	// Steady agents change no state once they are ready: no health of an app and no
 	// network.
 	Steady bool

@@ -227,6 +227,20 @@ func TestRunRelayed(t *testing.T) {
 	})
 }
 
+// Values that are repeated are sent, and not written again.
+func TestRunRepeated(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := startService(t)
+		opts := s.options()
+		opts.MetadataChanging, opts.MetadataRepeated, opts.RebuildInterval, opts.Duration = 5, true, -1, 2*time.Minute
+		summary, err := simulate.Run(t.Context(), opts, discard)
+		require.NoError(t, err)
+		require.True(t, summary.Complete(), "%+v", summary)
+		// Ten keys each 10 s, of which five were said before at first, and half of all are new.
+		require.InDelta(t, 25*12*10, summary.MetadataSent, 25*20)
+	})
+}
+
 func TestRunCancelledInTheRamp(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := startService(t)

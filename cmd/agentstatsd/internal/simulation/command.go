@@ -26,15 +26,15 @@ var (
 // Command returns the command simulate.
 func Command() *serpent.Command {
 	var (
-		targets, replicas                                        []string
-		tokenFile, caFile, journalFile                           string
-		useTLS, plaintext, asJSON, keep, watch, relay, steady    bool
-		agents, unreachable, metrics, keys, connections, coderds int64
-		changing                                                 int64
-		reportInterval, metadataInterval, pushInterval           time.Duration
-		rebuildInterval, duration, ackDeadline                   time.Duration
-		churn, checkInterval                                     time.Duration
-		coder                                                    coderAgents
+		targets, replicas                                               []string
+		tokenFile, caFile, journalFile                                  string
+		useTLS, plaintext, asJSON, keep, watch, relay, repeated, steady bool
+		agents, unreachable, metrics, keys, connections, coderds        int64
+		changing                                                        int64
+		reportInterval, metadataInterval, pushInterval                  time.Duration
+		rebuildInterval, duration, ackDeadline                          time.Duration
+		churn, checkInterval                                            time.Duration
+		coder                                                           coderAgents
 	)
 	return &serpent.Command{
 		Use:   "simulate",
@@ -79,6 +79,10 @@ func Command() *serpent.Command {
 			{
 				Flag: "metadata-changing", Default: "0",
 				Description: "Keys of these that have a new value each --metadata-interval, in turn. 0: all.", Value: optiontable.AtLeast(&changing, 0),
+			},
+			{
+				Flag: "metadata-repeated", Default: "false",
+				Description: "Report the other keys then, too, with the value that they have, as Coder's agents do.", Value: serpent.BoolOf(&repeated),
 			},
 			{
 				Flag: "steady", Default: "false",
@@ -187,7 +191,8 @@ func Command() *serpent.Command {
 				Targets: targets, Dial: dial, Churn: churn, Watch: watch,
 				Metrics: replicas, CheckInterval: checkInterval,
 				Agents: int(agents), Unreachable: int(unreachable), RebuildInterval: optiontable.OrNone(rebuildInterval),
-				MetricsPerAgent: optiontable.OrNone(int(metrics)), MetadataKeys: optiontable.OrNone(int(keys)), MetadataChanging: int(changing), Steady: steady,
+				MetricsPerAgent: optiontable.OrNone(int(metrics)), MetadataKeys: optiontable.OrNone(int(keys)), MetadataChanging: int(changing),
+				MetadataRepeated: repeated, Steady: steady,
 				ReportInterval: reportInterval, MetadataInterval: metadataInterval,
 				Coderds: optiontable.OrNone(int(coderds)), PushInterval: pushInterval,
 				Duration: duration, DrainTimeout: ackDeadline,
