@@ -94,6 +94,7 @@ func New(store Store, pub Publisher, opts Options, reg prometheus.Registerer, lo
 		pending:    newPending(opts.shares()),
 	}
 	b.opts.Store(&opts)
+	b.pending.stored.touch = opts.TouchInterval
 	var err error
 	if b.metrics, err = newMetrics(reg); err != nil {
 		return nil, fmt.Errorf("batcher: %w", err)
@@ -118,7 +119,7 @@ func (b *Batcher) Reconfigure(opts Options) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.opts.Store(&opts)
-	b.pending.limits = opts.shares()
+	b.pending.limits, b.pending.stored.touch = opts.shares(), opts.TouchInterval
 	return nil
 }
 

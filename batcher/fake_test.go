@@ -255,6 +255,14 @@ func requireLaw(t require.TestingT, b *Batcher) {
 		require.NotSame(t, a, p.agents[a.id])
 	}
 	require.Equal(t, p.waiting, queued)
+	for _, g := range []generation{p.stored.newest, p.stored.before} {
+		values := 0
+		for id, a := range g.agents {
+			values += len(a.values)
+			require.True(t, p.stored.newest.agents[id] == nil || p.stored.before.agents[id] == nil)
+		}
+		require.Equal(t, g.values, values)
+	}
 	for owner, n := range owners {
 		require.LessOrEqual(t, n, p.owners[owner], "those of removed agents are counted while they are written")
 	}
@@ -262,7 +270,7 @@ func requireLaw(t require.TestingT, b *Batcher) {
 		require.Equal(t, owners, p.owners)
 	}
 	require.LessOrEqual(t, writing, p.writing, "entries of removed agents are written too")
-	require.LessOrEqual(t, p.len(), p.limits.all+b.opts.Load().BatchSize)
+	require.LessOrEqual(t, p.len(), p.limits.all+batchGrowth*b.opts.Load().BatchSize)
 }
 
 // counts returns the ledger and how many entries are pending.

@@ -18,6 +18,17 @@ const (
 	maxRetry = 15 * time.Second
 )
 
+// A batch grows while more than batchesReady of its size are ready, up to batchGrowth times
+// its size and maxBatch entries.
+const (
+	batchesReady = 4
+	batchGrowth  = 8
+	maxBatch     = 10_000
+	// growthTime is how long a flush may take after which a larger one follows: far below
+	// the timeout of a flush, also if that takes eight times as long.
+	growthTime = 250 * time.Millisecond
+)
+
 // Run flushes until ctx is cancelled: every FlushInterval, and when a batch is
 // full. Then it flushes what is left, for at most ShutdownTimeout, and returns
 // nil. To be called once.
@@ -82,7 +93,7 @@ func stopLater(ctx, work context.Context, stop func(), after time.Duration) {
 // flushFull flushes as long as a batch is full.
 func (b *Batcher) flushFull(ctx, work context.Context) error {
 	for b.ready() >= b.opts.Load().BatchSize && ctx.Err() == nil {
-		if _, err := b.flushReady(work, flushCapacity, b.opts.Load().BatchSize); err != nil {
+		if _, err := b.flushReady(work, flushCapacity, b.batchSize()); err != nil {
 			return err
 		}
 	}
@@ -93,7 +104,7 @@ func (b *Batcher) flushFull(ctx, work context.Context) error {
 // oldest go first. Then it flushes some of those in quarantine.
 func (b *Batcher) flushWaiting(ctx, work context.Context) error {
 	for left := b.ready(); left > 0 && ctx.Err() == nil; {
-		n, err := b.flushReady(work, flushScheduled, min(left, b.opts.Load().BatchSize))
+		n, err := b.flushReady(work, flushScheduled, min(left, b.batchSize()))
 		if err != nil {
 			return err
 		}
@@ -105,7 +116,19 @@ func (b *Batcher) flushWaiting(ctx, work context.Context) error {
 	if ctx.Err() != nil {
 		return nil
 	}
-	return b.flushQuarantine(work, flushScheduled, quarantineCalls)
+	if err := b.flushQuarantine(work, flushScheduled, quarantineCalls); err != nil {
+		return err
+	}
+	b.confirm(time.Now().Add(-confirmTime))
+	return nil
+}
+
+// confirm resolves the acks of unchanged values that wait since then.
+func (b *Batcher) confirm(since time.Time) {
+	b.mu.Lock()
+	b.pending.stored.confirm(since, &b.resolved)
+	b.mu.Unlock()
+	b.resolved.notifyTrackers()
 }
 
 // drain flushes until nothing waits or ctx ends. Nothing that is left then was
@@ -113,12 +136,13 @@ func (b *Batcher) flushWaiting(ctx, work context.Context) error {
 func (b *Batcher) drain(ctx context.Context) {
 	failures := 0
 	for {
-		n, err := b.flushReady(ctx, flushShutdown, b.opts.Load().BatchSize)
+		n, err := b.flushReady(ctx, flushShutdown, b.batchSize())
 		if n == 0 && err == nil {
 			err = b.flushQuarantine(ctx, flushShutdown, math.MaxInt)
 		}
 		if err == nil {
 			if b.waiting() == 0 {
+				b.confirm(time.Now()) // nobody has a session here any more
 				return
 			}
 			failures = 0
@@ -147,8 +171,21 @@ func (b *Batcher) ready() int {
 	return b.pending.queue.n
 }
 
-// flushReady writes up to n of the oldest entries that are ready, n at most
-// BatchSize, and returns how many it tried.
+// batchSize returns how many entries the next flush writes: BatchSize, and more while many
+// are ready, as a large batch takes less of the database for each row. Of a database that is
+// slow or fails it is not asked more at once.
+func (b *Batcher) batchSize() int {
+	n := b.opts.Load().BatchSize
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.failing.attempts > 0 || b.lastFlush > growthTime {
+		return n
+	}
+	return min(max(n, b.pending.queue.n/batchesReady), n*batchGrowth, maxBatch)
+}
+
+// flushReady writes up to n of the oldest entries that are ready, and returns how many it
+// tried.
 func (b *Batcher) flushReady(ctx context.Context, reason string, n int) (rows int, err error) {
 	done, err := b.flush(ctx, reason, &b.pending.queue, n, b.writeAgents)
 	if done.rejected > 0 {
@@ -169,7 +206,7 @@ type flushed struct {
 	refused        error
 }
 
-// flush writes up to n of the oldest entries of q, n at most BatchSize, by write.
+// flush writes up to n of the oldest entries of q by write.
 // After an error those that were not written wait again, and so do those of agents
 // that go into quarantine.
 func (b *Batcher) flush(
@@ -198,6 +235,9 @@ func (b *Batcher) flush(
 
 	b.mu.Lock()
 	b.pending.finishBatch(&b.batch, time.Now(), &b.resolved)
+	if err != nil {
+		b.pending.stored.forgetAll() // perhaps it is another database now
+	}
 	b.noteLocked(err, began)
 	b.mu.Unlock()
 	// Trackers do not wait for the notification: what is written is durable.

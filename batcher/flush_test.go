@@ -361,3 +361,37 @@ func TestSQLite(t *testing.T) {
 		require.NotZero(t, l.dropped[dropRejected])
 	})
 }
+
+// While many entries wait, flushes write more at once, up to a bound. A database that is slow
+// or fails is not given more.
+func TestBatchesGrow(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		for _, c := range []struct {
+			ready int
+			takes time.Duration
+			want  []int
+		}{
+			{ready: 25, want: []int{10, 10, 5}},
+			{ready: 40, want: []int{10, 10, 10, 10}},
+			{ready: 60, want: []int{15, 11, 10, 10, 10, 4}},
+			{ready: 400, want: []int{80, 80, 60, 45, 33, 25, 19, 14, 11, 10, 10, 10, 3}},
+			{ready: 60, takes: growthTime, want: []int{15, 11, 10, 10, 10, 4}},
+			{ready: 60, takes: growthTime + 1, want: []int{15, 10, 10, 10, 10, 5}},
+		} {
+			s := &fakeStore{before: func(context.Context, []agent.Metadata) error {
+				time.Sleep(c.takes)
+				return nil
+			}}
+			b := newBatcher(t, s, Options{BatchSize: 10, MaxPending: 1000, MaxPendingPerAgent: 1000})
+			for i := range c.ready {
+				b.Add(now, report(id(1), 1, int64(i), nil, fmt.Sprint(i, "=1")))
+			}
+			require.NoError(t, b.flushWaiting(t.Context(), t.Context()))
+			var sizes []int
+			for _, call := range s.calls {
+				sizes = append(sizes, len(call.rows))
+			}
+			require.Equal(t, c.want, sizes, c)
+		}
+	})
+}

@@ -107,7 +107,11 @@ func (b *Batcher) registerGauges(reg prometheus.Registerer) error {
 	if err != nil {
 		return err
 	}
-	return ownmetrics.Register(reg, newEntriesCollector(b.snapshot))
+	known := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "agentstatsd_metadata_known_values",
+		Help: "Stored metadata values that are not written again while agents report them unchanged; at most as many as may be pending.",
+	}, b.count(func(p *pending) int { return p.stored.values() }))
+	return ownmetrics.Register(reg, newEntriesCollector(b.snapshot), known)
 }
 
 // entriesCollector serves the ledger of one moment, so that its law holds in

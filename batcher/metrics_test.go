@@ -137,7 +137,7 @@ coderd_agentapi_metadata_flushed_total 2
 	families, err := reg.Gather()
 	require.NoError(t, err)
 	own := slices.DeleteFunc(families, func(f *dto.MetricFamily) bool { return !strings.HasPrefix(f.GetName(), "agentstatsd_") })
-	require.Len(t, own, 10)
+	require.Len(t, own, 11)
 	problems, err := promlint.NewWithMetricFamilies(own).Lint()
 	require.NoError(t, err)
 	require.Empty(t, problems)

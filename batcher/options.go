@@ -8,8 +8,8 @@ import (
 
 // Options are the knobs of a Batcher. A zero field takes its default.
 type Options struct {
-	// BatchSize is how many entries one flush writes; a flush begins when so
-	// many wait; default 500.
+	// BatchSize is how many entries one flush writes, and up to eight times as many while
+	// more than four times as many wait; a flush begins when so many wait; default 500.
 	BatchSize int
 	// FlushInterval is the time between flushes of whatever waits; default 5 s.
 	FlushInterval time.Duration
@@ -22,6 +22,10 @@ type Options struct {
 	// New keys beyond are refused. Defaults 1,000, more than an agent may have keys,
 	// and a quarter of MaxPending.
 	MaxPendingPerAgent, MaxPendingPerOwner int
+	// TouchInterval is that of the store: after how long a value that is reported again
+	// unchanged is written. Until then it costs the store nothing. Default 0: it is handed
+	// to the store each time.
+	TouchInterval time.Duration
 	// FlushTimeout bounds one call of the store; default 10 s.
 	FlushTimeout time.Duration
 	// PublishTimeout bounds one call of the publisher; default 5 s.
@@ -52,8 +56,8 @@ func (o Options) shares() shares {
 
 func (o Options) validate() error {
 	switch {
-	case o.BatchSize < 1 || o.BatchSize > 10_000:
-		return fmt.Errorf("batch size: want 1 to 10000, got %d", o.BatchSize)
+	case o.BatchSize < 1 || o.BatchSize > maxBatch:
+		return fmt.Errorf("batch size: want 1 to %d, got %d", maxBatch, o.BatchSize)
 	case o.MaxPending < o.BatchSize:
 		return fmt.Errorf("max pending: want at least the batch size of %d, got %d", o.BatchSize, o.MaxPending)
 	case o.MaxPendingPerAgent < 1:
@@ -66,6 +70,7 @@ func (o Options) validate() error {
 		value time.Duration
 	}{
 		{"flush interval", o.FlushInterval},
+		{"touch interval", o.TouchInterval},
 		{"flush timeout", o.FlushTimeout},
 		{"publish timeout", o.PublishTimeout},
 		{"shutdown timeout", o.ShutdownTimeout},

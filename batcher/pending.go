@@ -29,6 +29,7 @@ type pending struct {
 	// not in quarantine; 0: there are none.
 	writingSince int64
 	ledger       ledger
+	stored       stored
 
 	// spareEntries and spareAgents were released, and are for those to come:
 	// agents report less often than is flushed, so most entries are new.
@@ -117,6 +118,7 @@ func newPending(limits shares) *pending {
 		agents:     make(map[agent.ID]*agentEntries),
 		owners:     make(map[agent.ID]int),
 		quarantine: make(map[agent.ID]*quarantined),
+		stored:     newStored(),
 	}
 	p.queue.init()
 	return p
@@ -159,7 +161,13 @@ func (p *pending) add(now time.Time, r *agent.MetadataReport, kept []agent.Metad
 			a = p.newAgent(r.Agent)
 		}
 		p.setOwner(a, r.Owner)
+		unchanged := false
 		for i := range kept {
+			if p.unchanged(a, now, r, &kept[i]) {
+				p.ledger.unchanged++
+				unchanged = true
+				continue
+			}
 			reason, full := p.put(a, now, r, &kept[i], resolved)
 			if !full {
 				continue
@@ -169,11 +177,20 @@ func (p *pending) add(now time.Time, r *agent.MetadataReport, kept []agent.Metad
 				first.Message = p.fullMessage(a, reason)
 			}
 		}
+		if unchanged {
+			p.stored.confirmLater(now, pendingAck{r.Tracker, r.Order.Sequence})
+		}
 		p.trim(a)
 	}
 	for reason := range numDropReasons {
 		p.ledger.dropped[reason] += int64(refused.count(reason))
 	}
+}
+
+// unchanged reports whether an entry need not be written, as it is stored and nothing is
+// pending of its key.
+func (p *pending) unchanged(a *agentEntries, now time.Time, r *agent.MetadataReport, in *agent.MetadataEntry) bool {
+	return len(p.stored.unconfirmed) < p.limits.all && a.keys[in.Key] == nil && p.stored.has(now, r, in)
 }
 
 // put takes in one entry. It is full if the key is new and there is no room for
@@ -273,11 +290,15 @@ func (p *pending) finishBatch(b *batch, now time.Time, resolved *resolutions) {
 		switch {
 		case b.fates[i] == written:
 			p.ledger.flushed++
+			if !e.removed {
+				p.stored.note(now, &b.rows[i], p.limits.all)
+			}
 			resolved.add(ack, nil)
 		case e.removed:
 			p.drop(e, ack, dropDeregistered, resolved)
 		case b.fates[i] == superseded: // its ack stays pending
 			p.ledger.coalesced++
+			p.stored.forget(b.rows[i].Agent)
 		case b.fates[i] == rejected:
 			p.drop(e, ack, dropRejected, resolved)
 		case e.waiting: // a newer value, which takes the place of this one
@@ -329,6 +350,7 @@ func (b *batch) reset() {
 // remove drops the entries of an agent; those that are being written are
 // dropped by finishBatch unless the write succeeds. resolved gets the acks that are resolved.
 func (p *pending) remove(id agent.ID, resolved *resolutions) {
+	p.stored.forget(id)
 	a := p.agents[id]
 	if a == nil {
 		return

@@ -200,6 +200,7 @@ func (w *world) start(slot int) *process {
 	p.series, err = aggregator.New(aggregator.Options{}, registry())
 	must(err)
 	p.pending, err = batcher.New(p.db, pubsub.NewMetadata(p.end), batcher.Options{
+		TouchInterval: time.Minute,
 		FlushInterval: flushInterval, Random: func() float64 { return draw.float("batcher") },
 	}, p.metadata, log)
 	must(err)

@@ -64,6 +64,7 @@ func (c *config) batcherOptions() batcher.Options {
 		BatchSize:     int(c.metadataBatchSize),
 		FlushInterval: c.metadataFlushInterval,
 		MaxPending:    int(c.metadataMaxPending),
+		TouchInterval: c.metadataTouchInterval,
 
 		MaxPendingPerAgent: int(c.metadataAgentShare),
 		MaxPendingPerOwner: int(c.metadataOwnerShare),

@@ -13,7 +13,7 @@ func (c *config) metadataOptions() serpent.OptionSet {
 			Default: "5s", Value: positive(&c.metadataFlushInterval), Group: &groupMetadata,
 		},
 		{
-			Description: "Pending entries that start a flush at once, and entries that one flush writes.",
+			Description: "Pending entries that start a flush at once, and entries that one flush writes: up to eight times as many while more than four times as many wait.",
 			Flag:        "metadata-batch-size", Env: "AGENTSTATSD_METADATA_BATCH_SIZE", YAML: "batch_size",
 			Default: "500", Value: within(&c.metadataBatchSize, 1, 10_000), Group: &groupMetadata,
 		},

@@ -201,7 +201,7 @@ var wirings = map[string]wiring{
 	"metadata-max-keys":              to("fleet.MaxMetadataKeys"),
 	"metadata-max-declared-keys":     to("coderd.MaxDeclaredKeys"),
 	"metadata-reread-interval":       to("coderd.WatchInterval"),
-	"metadata-touch-interval":        to("store.TouchInterval"),
+	"metadata-touch-interval":        to("store.TouchInterval", "batcher.TouchInterval"),
 
 	"log-format":         {effect: logged, value: "json"},
 	"log-level":          {effect: logged, value: "debug"},

@@ -113,7 +113,9 @@ func (s *service) start() {
 	var err error
 	s.aggregator, err = aggregator.New(aggregator.Options{GroupBy: s.grouping}, reg)
 	must(err)
-	pending, err := batcher.New(database, notifications, batcher.Options{FlushInterval: cmp.Or(s.flushInterval, 20*time.Millisecond)}, reg, log)
+	pending, err := batcher.New(database, notifications, batcher.Options{
+		FlushInterval: cmp.Or(s.flushInterval, 20*time.Millisecond), TouchInterval: time.Minute,
+	}, reg, log)
 	must(err)
 	agents, err := fleet.New(database, s.aggregator, pending, fleet.Options{WriteInterval: time.Millisecond}, reg, log)
 	must(err)

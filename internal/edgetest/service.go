@@ -139,7 +139,7 @@ func Start(t testing.TB, set Settings) *Service {
 		require.NoError(t, s.Pushed.Load(t.Context()))
 	}
 	if set.Batcher.BatchSize == 0 {
-		set.Batcher = batcher.Options{BatchSize: 500, FlushInterval: 5 * time.Second, MaxPending: 10_000}
+		set.Batcher = batcher.Options{BatchSize: 500, FlushInterval: 5 * time.Second, MaxPending: 10_000, TouchInterval: time.Minute}
 	}
 	pending, err := batcher.New(s.Store, published, set.Batcher, s.Registry, log)
 	require.NoError(t, err)
