@@ -31,6 +31,9 @@ func TestDebianPrometheus(t *testing.T) {
 	_, shards, found := strings.Cut(blocks(t, "scaling.md", "yaml")[0], "scrape_configs:\n")
 	require.True(t, found)
 	text = append(text, shards...)
+	// And README's.
+	_, job, _ := strings.Cut(readmeJob(t), "scrape_configs:\n")
+	text = append(text, "\n"+strings.Replace(job, "job_name: agentstatsd\n", "job_name: agentstatsd-readme\n", 1)...)
 	places := strings.NewReplacer("localhost:2112", s.httpAddr, "15s", "1s", "10s", "1s")
 	dir, addr := t.TempDir(), freeport.Addr()
 	file := filepath.Join(dir, "prometheus.yml")
@@ -65,8 +68,9 @@ func TestDebianPrometheus(t *testing.T) {
 		text, _ := answer.Data.Result[0].Value[1].(string)
 		return text
 	}
-	require.Eventually(t, func() bool { return count("count(coderd_agents_up)") == "10" }, 20*time.Second, 50*time.Millisecond, "%s", output)
+	require.Eventually(t, func() bool { return count("count(coderd_agents_up)") == "15" }, 20*time.Second, 50*time.Millisecond, "%s", output)
 	require.Equal(t, "1", count(`min_over_time(up{job="agentstatsd"}[1m])`))
+	require.Equal(t, "5", count(`count(coderd_agents_up{job="agentstatsd-readme"})`))
 	// The four parts together are the whole.
 	require.Equal(t, "4", count(`sum(up{job="agentstatsd-shards"})`))
 	require.Equal(t, "5", count(`count(coderd_agents_up{job="agentstatsd-shards",shard=""})`))

@@ -50,18 +50,6 @@ func protocol(p config.ScrapeProtocol) job {
 // startPrometheus scrapes addr, or what a job has, each second in each of the jobs.
 func startPrometheus(t *testing.T, addr string, jobs ...job) *prometheus {
 	t.Helper()
-	log := slog.New(slog.DiscardHandler)
-	db, err := tsdb.Open(t.TempDir(), log, nil, tsdb.DefaultOptions(), nil)
-	require.NoError(t, err)
-	p := &prometheus{
-		db: db,
-		engine: promql.NewEngine(promql.EngineOpts{
-			Logger: log, MaxSamples: 10_000_000, Timeout: time.Minute,
-		}),
-	}
-	p.scrape, err = scrape.NewManager(&scrape.Options{DiscoveryReloadInterval: model.Duration(10 * time.Millisecond)}, log, nil, nil, db, client.NewRegistry())
-	require.NoError(t, err)
-
 	var yaml strings.Builder
 	yaml.WriteString("scrape_configs:\n")
 	targets := make(map[string][]*targetgroup.Group)
@@ -79,7 +67,25 @@ func startPrometheus(t *testing.T, addr string, jobs ...job) *prometheus {
 		}
 		targets[j.name] = []*targetgroup.Group{group}
 	}
-	cfg, err := config.Load(yaml.String(), log)
+	return startConfigured(t, yaml.String(), targets)
+}
+
+// startConfigured scrapes targets by job, in the place of those of the configuration.
+func startConfigured(t *testing.T, configuration string, targets map[string][]*targetgroup.Group) *prometheus {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	db, err := tsdb.Open(t.TempDir(), log, nil, tsdb.DefaultOptions(), nil)
+	require.NoError(t, err)
+	p := &prometheus{
+		db: db,
+		engine: promql.NewEngine(promql.EngineOpts{
+			Logger: log, MaxSamples: 10_000_000, Timeout: time.Minute,
+		}),
+	}
+	p.scrape, err = scrape.NewManager(&scrape.Options{DiscoveryReloadInterval: model.Duration(10 * time.Millisecond)}, log, nil, nil, db, client.NewRegistry())
+	require.NoError(t, err)
+
+	cfg, err := config.Load(configuration, log)
 	require.NoError(t, err)
 	require.NoError(t, p.scrape.ApplyConfig(cfg))
 	sets := make(chan map[string][]*targetgroup.Group, 1)
