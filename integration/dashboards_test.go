@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/model/rulefmt"
 	"github.com/prometheus/prometheus/promql"
 	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/prometheus/prometheus/storage"
@@ -28,11 +30,12 @@ import (
 // withoutData are queries that return nothing while all is well, and why. Their metrics and
 // labels are checked all the same.
 var withoutData = map[string]string{
-	"agentstatsd: annotation Alerts":                              "no alert fires",
-	"agentstatsd: annotation Reloads":                             "nobody reloads",
-	"agentstatsd-workspaces: annotation Failed builds":            "no build fails for as long",
-	"agentstatsd: Health: Certificates and tokens expire in B":    "the stand-in's API token does not expire",
-	"agentstatsd-workspaces: Agents: Apps that are not healthy A": "apps of the simulation that begin are healthy soon",
+	"agentstatsd: annotation Alerts":                                                     "no alert fires",
+	"agentstatsd: annotation Reloads":                                                    "nobody reloads",
+	"agentstatsd-workspaces: annotation Failed builds":                                   "no build fails for as long",
+	"agentstatsd: Objectives and alerts (with the rules of deploy/prometheus): Alerts A": "no alert fires",
+	"agentstatsd: Health: Certificates and tokens expire in B":                           "the stand-in's API token does not expire",
+	"agentstatsd-workspaces: Agents: Apps that are not healthy A":                        "apps of the simulation that begin are healthy soon",
 }
 
 // grafanaDashboard is what the test reads of one.
@@ -161,6 +164,9 @@ func TestDashboards(t *testing.T) {
 		now := time.Now()
 		ready := len(p.query(t, "group by (instance) (up == 1)", now)) == 3 &&
 			len(p.query(t, "coderd_agents_up", now)) > 0
+		if ready {
+			p.record(t, now)
+		}
 		for _, d := range boards {
 			if !ready {
 				missing = append(missing, d.UID)
@@ -237,6 +243,31 @@ func startDashboardsSources(t *testing.T) *prometheus {
 		job{name: "agentstatsd-bridge", settings: settings, labels: namespace, targets: []string{bridged.httpAddr}})
 }
 
+// record evaluates the recording rules that are shipped, each after those before it.
+func (p *prometheus) record(t *testing.T, now time.Time) {
+	t.Helper()
+	groups, errs := rulefmt.ParseFile("../deploy/prometheus/agentstatsd.rules.yml", false, model.UTF8Validation, parser.NewParser(parser.Options{}), slog.New(slog.DiscardHandler))
+	require.Empty(t, errs)
+	for _, group := range groups.Groups {
+		for _, rule := range group.Rules {
+			if rule.Record == "" {
+				continue
+			}
+			found := p.query(t, rule.Expr, now)
+			app := p.db.Appender(t.Context())
+			for _, s := range found {
+				b := labels.NewBuilder(s.Metric).Set(model.MetricNameLabel, rule.Record)
+				for name, value := range rule.Labels {
+					b.Set(name, value)
+				}
+				_, err := app.Append(0, b.Labels(), now.UnixMilli(), s.F)
+				require.NoError(t, err)
+			}
+			require.NoError(t, app.Commit())
+		}
+	}
+}
+
 // legendLabels are the labels of a legend; those that stand side by side are names of one
 // thing in several versions of Coder.
 var legendLabels = regexp.MustCompile(`(\{\{[a-z_]+\}\})+`)
@@ -294,8 +325,8 @@ func (p *prometheus) labelsOf(t *testing.T, node parser.Node) []string {
 		if !ok {
 			return nil
 		}
-		if n.Name == "ALERTS" { // which Prometheus makes
-			for _, name := range []string{model.MetricNameLabel, "alertname", "alertstate", "job"} {
+		if n.Name == "ALERTS" { // which Prometheus makes of the rules
+			for _, name := range []string{model.MetricNameLabel, "alertname", "alertstate", "severity", "job"} {
 				known[name] = true
 			}
 			return nil

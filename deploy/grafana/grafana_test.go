@@ -165,9 +165,24 @@ func TestLinks(t *testing.T) {
 			exists(t, l.url)
 		}
 	}
+	// Each alert of the rules has a panel that leads to its runbook, and which shows what it is about.
+	rules, err := os.ReadFile("../prometheus/agentstatsd.rules.yml")
+	require.NoError(t, err)
+	alerts := make(map[string]bool)
+	for _, m := range regexp.MustCompile(`(?m)^ +- alert: (\w+)$`).FindAllSubmatch(rules, -1) {
+		alerts[string(m[1])] = true
+	}
+	led := make(map[string]bool)
+	column := regexp.MustCompile(`\$\{__data\.fields\.(\w+)\}`)
 	eachPanel(t, func(t *testing.T, _ board, _ row, p panel) {
 		for _, alert := range p.alerts {
-			exists(t, repository+"docs/runbooks/"+alert+".md")
+			require.True(t, alerts[alert], "%s is an alert", alert)
+			led[alert] = true
+		}
+		for _, m := range column.FindAllStringSubmatch(p.follow.url, -1) {
+			require.Equal(t, table, p.kind)
+			require.Regexp(t, `by \([^)]*\b`+m[1]+`\b`, p.queries[0].expr, "a column of the table")
 		}
 	})
+	require.Equal(t, alerts, led)
 }

@@ -18,7 +18,7 @@ func operators() board {
 			{"instance", "Instance", `label_values(agentstatsd_build_info{namespace=~"$namespace", job=~"$job"}, instance)`, "Replicas and bridges.", false},
 		},
 		annotations: []annotation{
-			{"Alerts", `ALERTS{alertstate="firing", job=~"$job"}`, "red", "{{alertname}}"},
+			{"Alerts", `ALERTS{alertname=~"Agentstatsd.+", alertstate="firing"}`, "red", "{{alertname}}"},
 			{"Starts", service("time() - process_start_time_seconds{@} < 60"), "blue", "{{instance}} started"},
 			{"Reloads", service("changes(agentstatsd_config_last_reload_success_timestamp_seconds{@}[$__rate_interval]) > 0"), "purple", "{{instance}} reloaded its configuration"},
 		},
@@ -28,7 +28,7 @@ func operators() board {
 			{"Operations", repository + "docs/operations.md", "What has to be done while the service runs", false},
 		},
 		rows: []row{
-			overview(), health(), agents(), durability(), storage(), refusals(), cost(), scrapes(), replicas(), coderd(), bridge(), bridgeCoder(),
+			overview(), objectives(), health(), agents(), durability(), storage(), refusals(), cost(), scrapes(), replicas(), coderd(), bridge(), bridgeCoder(),
 		},
 	}
 }
@@ -58,11 +58,13 @@ func overview() row {
 		{
 			kind: stat, title: "Oldest unwritten metadata", unit: units.Seconds, steps: []step{{0, "green"}, {15, "orange"}, {30, "red"}},
 			description: "How long the oldest metadata value waits for the database. It should be below twice --metadata-flush-interval.",
+			alerts:      []string{"AgentstatsdErrorBudgetBurn", "AgentstatsdPendingFull"},
 			queries:     []query{q("max(agentstatsd_metadata_oldest_pending_seconds{@})", "oldest")},
 		},
 		{
 			kind: stat, title: "Refused", unit: units.CountsPerSecond, steps: anyIsOrange,
 			description: "Items of agents that were refused in a second. The row Refusals says of which template, and why.",
+			alerts:      []string{"AgentstatsdRefusals"},
 			queries:     []query{q(perSecond("agentstatsd_refused_items_total", ""), "refused")},
 		},
 		{
@@ -73,7 +75,37 @@ func overview() row {
 		{
 			kind: stat, title: "Slowest scrape", unit: units.Seconds, steps: []step{{0, "green"}, {5, "orange"}, {9, "red"}},
 			description: "The 99th percentile of scrapes, of the slowest replica. Beyond Prometheus's scrape timeout, series are missing.",
+			alerts:      []string{"AgentstatsdNotScraped", "AgentstatsdErrorBudgetBurn"},
 			queries:     []query{q("max("+quantile(0.99, "agentstatsd_scrape_duration_seconds", "instance")+")", "p99")},
+		},
+	}}
+}
+
+// objectives are of the recording rules in deploy/prometheus, which have no instance.
+func objectives() row {
+	const of = `{namespace=~"$namespace", job=~"$job"}`
+	budget := []string{"AgentstatsdErrorBudgetBurn"}
+	return row{title: "Objectives and alerts (with the rules of deploy/prometheus)", panels: []panel{
+		{
+			title: "Error budget that is left", unit: units.PercentUnit, alerts: budget, signed: true, steps: []step{{-1, "red"}, {0, "orange"}, {0.5, "green"}},
+			description: "Of the errors that 30 days may have by each objective: durable within 30 s, fresh series, scrapes within 5 s. Below 0 more than that were.",
+			queries:     []query{{"agentstatsd:slo_budget_left:ratio30d" + of, "{{slo}}, {{job}}"}},
+		},
+		{
+			title: "Burn rate", unit: units.Short, alerts: budget, steps: []step{{0, "green"}, {6, "orange"}, {14.4, "red"}},
+			description: "How many times as many errors as the budget allows there were in the last hour. At 14.4 an hour takes 2 % of 30 days.",
+			queries:     []query{{"agentstatsd:slo_errors:ratio_avg1h" + of + " / on (slo) group_left () agentstatsd:slo_budget:ratio", "{{slo}}, {{job}}"}},
+		},
+		{
+			title: "Errors", unit: units.PercentUnit, alerts: budget,
+			description: "The share of replicas, agents or scrapes that are not as the objective says, now.",
+			queries:     []query{{"agentstatsd:slo_errors:ratio" + of, "{{slo}}, {{job}}"}},
+		},
+		{
+			kind: table, title: "Alerts", unit: units.Short, none: "no alert",
+			description: "Of agentstatsd, pending and firing. Each has a runbook.",
+			queries:     []query{{"count by (alertname, alertstate, severity, job) (ALERTS{alertname=~\"Agentstatsd.+\"})", ""}},
+			follow:      link{title: "Runbook", url: repository + "docs/runbooks/${__data.fields.alertname}.md"},
 		},
 	}}
 }
@@ -88,6 +120,7 @@ func health() row {
 		{
 			title: "Memory", unit: units.BytesIEC,
 			description: "What the process takes, and what it may take. Near the limit the kernel kills it: give it more, or lower its limits.",
+			alerts:      []string{"AgentstatsdMemoryNearLimit"},
 			queries: []query{
 				q("max by (instance) (process_resident_memory_bytes{@})", "{{instance}}"),
 				q("max by (instance) (agentstatsd_memory_limit_bytes{@})", "limit of {{instance}}"),
@@ -125,6 +158,7 @@ func health() row {
 		{
 			title: "Certificates and tokens expire in", unit: units.Seconds, steps: []step{{0, "red"}, {7 * 24 * 3600, "green"}},
 			description: "Time until the certificate of a listener, and the API token of a bridge, end. Renew them before the last week.",
+			alerts:      []string{"AgentstatsdCertificateExpires"},
 			queries: []query{
 				q("min by (instance, listener) (agentstatsd_tls_certificate_expiry_timestamp_seconds{@}) - time()", "{{listener}} of {{instance}}"),
 				q("min by (instance) (agentstatsd_bridge_coder_token_expiry_timestamp_seconds{@} > 0) - time()", "API token of {{instance}}"),
@@ -156,11 +190,13 @@ func agents() row {
 			queries:     []query{q(perSecond("agentstatsd_agent_requests_total", "kind"), "{{kind}}")},
 		},
 		{
-			title: "Relayed sessions", unit: units.Short,
-			description: "Agents that a bridge, or coderd, relays, and its streams. 0 streams while one relays: its agents are not served.",
+			title: "Relayed and overdue agents", unit: units.Short,
+			description: "Agents that a bridge, or coderd, relays, and its streams: 0 while one relays, its agents are not served. Overdue: connected without a report, so their series expire.",
+			alerts:      []string{"AgentstatsdErrorBudgetBurn"},
 			queries: []query{
-				q("sum(agentstatsd_relayed_sessions{@})", "sessions"),
-				q("sum(agentstatsd_relay_streams{@})", "streams"),
+				q("sum(agentstatsd_relayed_sessions{@})", "relayed sessions"),
+				q("sum(agentstatsd_relay_streams{@})", "streams of relays"),
+				q("sum(agentstatsd_agents_overdue{@})", "overdue"),
 			},
 		},
 		{
@@ -176,6 +212,7 @@ func agents() row {
 		{
 			title: "Agents that are slowed or locked out", unit: units.CountsPerSecond,
 			description: "Messages that came faster than --agent-message-rate or --agent-byte-rate, and agents that were locked out for a while.",
+			alerts:      []string{"AgentstatsdAgentFlood"},
 			queries: []query{
 				q(perSecond("agentstatsd_agent_messages_delayed_total", "reason"), "delayed: {{reason}}"),
 				q(perSecond("agentstatsd_agents_limited_total", "reason"), "locked out: {{reason}}"),

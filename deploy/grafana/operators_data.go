@@ -28,6 +28,7 @@ func durability() row {
 		{
 			title: "Waits for the database", unit: units.Short,
 			description: "Metadata values, states of agents and sums of reports in memory. Growing: the database takes less than comes in, or is away.",
+			alerts:      []string{"AgentstatsdPendingFull"},
 			queries: []query{
 				q("sum(agentstatsd_metadata_pending{@})", "metadata"),
 				q("sum(agentstatsd_states_pending{@})", "states"),
@@ -37,6 +38,7 @@ func durability() row {
 		{
 			title: "Age of what waits", unit: units.Seconds, steps: []step{{0, "green"}, {15, "orange"}, {30, "red"}},
 			description: "The oldest metadata value that waits, and how long the last flush took.",
+			alerts:      []string{"AgentstatsdErrorBudgetBurn"},
 			queries: []query{
 				q("max by (instance) (agentstatsd_metadata_oldest_pending_seconds{@})", "oldest of {{instance}}"),
 				q("max by (instance) (agentstatsd_metadata_last_flush_seconds{@})", "last flush of {{instance}}"),
@@ -45,6 +47,7 @@ func durability() row {
 		{
 			title: "Writes that fail", unit: units.CountsPerSecond, steps: anyIsRed,
 			description: "The database refused them or was away. Nothing acked is lost: it waits, and is written again.",
+			alerts:      []string{"AgentstatsdDatabaseFails"},
 			queries: []query{
 				q(perSecond("agentstatsd_metadata_flush_errors_total", ""), "metadata"),
 				q(perSecond("agentstatsd_fleet_write_errors_total", "what"), "{{what}}"),
@@ -68,6 +71,7 @@ func storage() row {
 		{
 			title: "Slowest calls of the database", unit: units.Seconds,
 			description: "The ten calls with the highest 99th percentile.",
+			alerts:      []string{"AgentstatsdDatabaseFails"},
 			queries:     []query{q(top(quantile(0.99, "agentstatsd_store_query_duration_seconds", "query")), "{{query}}")},
 		},
 		{
@@ -99,6 +103,7 @@ func storage() row {
 		{
 			kind: states, title: "Pubsub connected", unit: units.Short,
 			description: "While it is not, replicas and watchers see changes only when they read again.",
+			alerts:      []string{"AgentstatsdPubsubAway"},
 			queries:     []query{q("min by (instance) (agentstatsd_pubsub_connected{@})", "{{instance}}")},
 		},
 		{
@@ -112,9 +117,11 @@ func storage() row {
 			},
 		},
 		{
-			title: "Reads that fail", unit: units.CountsPerSecond, steps: anyIsRed,
-			description: "Of what other replicas wrote, of registrations, and of what watchers get: what they see is old.",
+			title: "Calls that fail", unit: units.CountsPerSecond, steps: anyIsRed,
+			description: "Of the database, by cause, and what is old by them: what other replicas wrote, registrations, and what watchers get. disk_full: nothing is written until there is room.",
+			alerts:      []string{"AgentstatsdDatabaseFails"},
 			queries: []query{
+				q(perSecond("agentstatsd_store_errors_total", "cause"), "{{cause}}"),
 				q(perSecond("agentstatsd_fleet_follow_errors_total", ""), "states of others"),
 				q(perSecond("agentstatsd_registrations_load_errors_total", ""), "registrations"),
 				q(perSecond("agentstatsd_watch_read_errors_total", ""), "metadata for watchers"),
@@ -129,7 +136,9 @@ func refusals() row {
 		{
 			kind: table, title: "Templates whose agents are refused most", unit: units.Short, none: "nothing was refused",
 			description: "Items in the time range that is shown, by template and reason. agentstatsd refusals names the agents, the limit and what exceeds it.",
+			alerts:      []string{"AgentstatsdRefusals"},
 			queries:     []query{q(top(within("agentstatsd_refused_items_total", "template, reason")), "")},
+			follow:      link{title: "Its workspaces", url: "/d/" + uidWorkspaces + "?var-template=${__data.fields.template}&${__url_time_range}"},
 		},
 		{
 			title: "Items of agents, by reason", unit: units.CountsPerSecond,

@@ -25,6 +25,7 @@ func scrapes() row {
 		{
 			title: "Scrapes that fail or wait", unit: units.CountsPerSecond, steps: anyIsOrange,
 			description: "write: Prometheus gives up. Refused: more scrapers than --max-concurrent-scrapes or --max-scrapes-per-second allow. Cut: slow readers, while others waited.",
+			alerts:      []string{"AgentstatsdNotScraped"},
 			queries: []query{
 				q(perSecond("agentstatsd_scrape_errors_total", "cause"), "failed: {{cause}}"),
 				q(perSecond("agentstatsd_scrapes_refused_total", ""), "refused"),
@@ -67,11 +68,16 @@ func replicas() row {
 		{
 			title: "Live replicas", unit: units.Short,
 			description: "As each one sees it. Fewer than were started: one is away, or has another database.",
-			queries:     []query{q("max by (instance) (agentstatsd_replicas_live{@})", "{{instance}}")},
+			alerts:      []string{"AgentstatsdReplicaLost"},
+			queries: []query{
+				q("max by (instance) (agentstatsd_replicas_live{@})", "{{instance}}"),
+				q("max(agentstatsd_replicas_gone{@})", "gone without a word"),
+			},
 		},
 		{
 			kind: states, title: "Leads", unit: units.Short,
 			description: "One replica leads. None for a minute: pushed families are not served, or the database is away.",
+			alerts:      []string{"AgentstatsdNobodyLeads"},
 			queries:     []query{q("max by (instance) (agentstatsd_replica_leads{@})", "{{instance}}")},
 		},
 		{
@@ -98,19 +104,19 @@ func replicas() row {
 			queries:     []query{q("max by (instance) (agentstatsd_replica_strangers{@})", "{{instance}}")},
 		},
 		{
-			title: "Status of one another", unit: units.CountsPerSecond, steps: anyIsOrange,
-			description: "Failures to read what others say of themselves: status pages show them as they were.",
-			queries: []query{
-				q(perSecond("agentstatsd_status_exchange_errors_total", ""), "not exchanged"),
-				q(perSecond("agentstatsd_statuses_refused_total", "reason"), "refused: {{reason}}"),
-			},
+			title: "Clocks", unit: units.Seconds, signed: true,
+			description: "How far the clock of each replica is from the database's. Beyond some seconds one of them is wrong: times of builds and sessions are, too.",
+			alerts:      []string{"AgentstatsdClockSkew"},
+			queries:     []query{q("max by (instance) (agentstatsd_replica_clock_skew_seconds{@})", "{{instance}}")},
 		},
 		{
-			title: "Notifications that fail", unit: units.CountsPerSecond, steps: anyIsOrange,
-			description: "Other replicas see changes later, when they read again.",
+			title: "Exchange that fails", unit: units.CountsPerSecond, steps: anyIsOrange,
+			description: "Of what replicas say of themselves, which status pages then show as it was, and of notifications: others see changes when they read again.",
 			queries: []query{
-				q(perSecond("agentstatsd_fleet_notification_errors_total", ""), "of agents"),
-				q(perSecond("agentstatsd_push_notification_errors_total", ""), "of pushes"),
+				q(perSecond("agentstatsd_status_exchange_errors_total", ""), "status"),
+				q(perSecond("agentstatsd_statuses_refused_total", "reason"), "status refused: {{reason}}"),
+				q(perSecond("agentstatsd_fleet_notification_errors_total", ""), "notifications of agents"),
+				q(perSecond("agentstatsd_push_notification_errors_total", ""), "notifications of pushes"),
 			},
 		},
 	}}
@@ -121,6 +127,7 @@ func coderd() row {
 		{
 			title: "Push streams and instances", unit: units.Short,
 			description: "Instances of coderd that push now, and those whose counts are kept. Fewer streams than coderds: one is away.",
+			alerts:      []string{"AgentstatsdCoderdSilent"},
 			queries: []query{
 				q("sum(agentstatsd_push_streams{@})", "streams"),
 				q("max(agentstatsd_push_instances{@})", "instances"),
@@ -193,6 +200,7 @@ func bridge() row {
 		{
 			title: "Decoders that gave up", unit: units.CountsPerSecond, steps: anyIsOrange,
 			description: "Agents or coderd speak what the bridge does not know; their connections go on, and what they say is not served.",
+			alerts:      []string{"AgentstatsdBridgeGaveUp"},
 			queries:     []query{q(perSecond("agentstatsd_bridge_decoders_given_up_total", "reason"), "{{reason}}")},
 		},
 		{

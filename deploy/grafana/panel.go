@@ -44,10 +44,14 @@ type panel struct {
 	steps []step
 	// top is the upper end of the axis; 0: by its values.
 	top float64
+	// signed: values may be below 0.
+	signed bool
 	// none stands in place of a value that is absent.
 	none string
 	// alerts are those whose runbooks the panel leads to.
 	alerts []string
+	// follow is where a row of a table leads to, with its columns as ${__data.fields.name}.
+	follow link
 }
 
 // query is one of a panel. Its legend names labels as {{label}}.
@@ -78,6 +82,7 @@ type builder[B any] interface {
 	Height(uint32) B
 	Span(uint32) B
 	Links([]cog.Builder[sdk.DashboardLink]) B
+	DataLinks([]cog.Builder[sdk.DashboardLink]) B
 	Thresholds(cog.Builder[sdk.ThresholdsConfig]) B
 	NoValue(string) B
 	WithTarget(cog.Builder[variants.Dataquery]) B
@@ -109,7 +114,10 @@ func (p panel) build(id, width uint32) cog.Builder[sdk.Panel] {
 		b := complete(p, timeseries.NewPanelBuilder(), id, width, graphHeight).
 			Legend(common.NewVizLegendOptionsBuilder().DisplayMode(common.LegendDisplayModeList).Placement(common.LegendPlacementBottom).ShowLegend(true)).
 			Tooltip(common.NewVizTooltipOptionsBuilder().Mode(common.TooltipDisplayModeMulti).Sort(common.SortOrderDescending)).
-			LineWidth(1).ShowPoints(common.VisibilityModeNever).Min(0).FillOpacity(10)
+			LineWidth(1).ShowPoints(common.VisibilityModeNever).FillOpacity(10)
+		if !p.signed {
+			b.Min(0)
+		}
 		if p.kind == stack {
 			b.FillOpacity(40).Stacking(common.NewStackingConfigBuilder().Mode(common.StackingModeNormal))
 		}
@@ -138,6 +146,11 @@ func complete[B builder[B]](p panel, b B, id, width, height uint32) B {
 				Url(repository+"docs/runbooks/"+alert+".md").TargetBlank(true))
 		}
 		b.Links(links)
+	}
+	if p.follow.url != "" {
+		b.DataLinks([]cog.Builder[sdk.DashboardLink]{
+			sdk.NewDashboardLinkBuilder(p.follow.title).Type(sdk.DashboardLinkTypeLink).Url(p.follow.url),
+		})
 	}
 	for i, q := range p.queries {
 		target := prometheus.NewDataqueryBuilder().Datasource(source).Expr(q.expr).LegendFormat(q.legend).RefId(string(rune('A' + i))).EditorMode(prometheus.QueryEditorModeCode)

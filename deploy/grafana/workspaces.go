@@ -43,6 +43,9 @@ func buildQuantile(share float64, histogram, matchers, by string) string {
 	return fmt.Sprintf("histogram_quantile(%v, sum by (le, %s) (rate(%s_bucket{%s}[$__rate_interval])))", share, by, histogram, matchers)
 }
 
+// ofRow leads to the dashboard of the workspace in a row of a table.
+var ofRow = link{title: "Its workspace", url: "/d/" + uidWorkspaces + "?var-owner=${__data.fields.username}&var-workspace=${__data.fields.workspace_name}&${__url_time_range}"}
+
 // workspaces is the dashboard for those who look after workspaces.
 func workspaces() board {
 	return board{
@@ -157,6 +160,7 @@ func connections() row {
 			kind: table, title: "Agents that are not connected", unit: units.Short, none: "all are connected",
 			description: "By name. docs/asking.md says how to find out why.",
 			queries:     []query{{"topk(100, sum by (username, workspace_name, agent_name, status, lifecycle_state) " + agentsOf(`coderd_agents_connections{status!="connected"}`) + ")", ""}},
+			follow:      ofRow,
 		},
 		{
 			title: "Workspaces without a connected agent", unit: units.Short,
@@ -172,6 +176,7 @@ func connections() row {
 			kind: table, title: "Apps that are not healthy", unit: units.Short, none: "all are healthy",
 			description: "Apps whose health check fails, or that begin.",
 			queries:     []query{{"topk(100, sum by (username, workspace_name, agent_name, app_name, health) " + agentsOf(`coderd_agents_apps{health=~"unhealthy|initializing"}`) + ")", ""}},
+			follow:      ofRow,
 		},
 		{
 			title: "Startup scripts", unit: units.Seconds,

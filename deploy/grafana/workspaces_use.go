@@ -28,6 +28,7 @@ func usage() row {
 			kind: table, title: "Workspaces with most connections", unit: units.Short,
 			description: "The ten with most connections now.",
 			queries:     []query{{top("sum by (username, workspace_name) " + agentsOf("coderd_agentstats_connection_count")), ""}},
+			follow:      ofRow,
 		},
 		{
 			title: "Active users by template", unit: units.Short,
@@ -66,6 +67,7 @@ func latency() row {
 			kind: table, title: "Slowest connections", unit: units.Seconds, none: "nobody is connected",
 			description: "The ten agents with the highest median latency of their connections.",
 			queries:     []query{{top("max by (username, workspace_name, agent_name) " + agentsOf("coderd_agentstats_connection_median_latency_seconds")), ""}},
+			follow:      ofRow,
 		},
 		{
 			title: "Latency to DERP regions", unit: units.Seconds,
@@ -86,6 +88,7 @@ func latency() row {
 			kind: table, title: "Farthest agents", unit: units.Seconds,
 			description: "The ten agents with the highest latency to their preferred region.",
 			queries:     []query{{top("max by (username, workspace_name, agent_name, derp_region) " + agentsOf(`coderd_agents_connection_latencies_seconds{preferred="true"}`)), ""}},
+			follow:      ofRow,
 		},
 	}}
 }
