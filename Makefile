@@ -174,7 +174,7 @@ FUZZ := metrics:FuzzValue metrics:FuzzLabel pubsub:FuzzParseMetadata batcher:Fuz
 	bridge/internal/proxy:FuzzBridge bridge/internal/coder:FuzzPage
 soak: servers ## the long tests: crashes at the size of a deployment, then fuzzing
 	$(GO) test ./simulation -timeout 60m -seeds 10000
-	cd integration && $(GO) test -tags soak -count 1 -timeout 60m -soak ./...
+	cd integration && $(GO) test -tags soak -count 1 -timeout 150m -soak ./...
 	cd deploy && $(GO) test -tags soak -count 1 -timeout 60m ./...
 	@for target in $(FUZZ); do \
 		echo "fuzzing $$target for $(FUZZTIME)"; \
@@ -264,6 +264,7 @@ generate: ## generated Go, and what is generated into documents
 	$(GO) test ./cmd/agentstatsd -run 'TestConfigurationTables|TestPackagedConfiguration|TestFreshScrape|TestChart' -update
 	$(GO) test ./metrics -run TestDocsMetrics -update
 	$(GO) test ./web/console -run TestAnswers -update
+	cd deploy && $(GO) test ./prometheus -run TestTableOfAlerts -update
 	cd deploy && $(GO) run ./grafana
 	cd deploy && $(GO) test ./helm -run 'TestRulesAndDashboards|TestGolden|TestPlainManifests' -update
 
@@ -272,6 +273,7 @@ contract: ## renew the image of the wire contract that breaking changes are meas
 	$(TOOL) buf build -o proto/agentstats.binpb
 
 GENERATED := git ls-files -z proto examples/coderd/agentproto docs/configuration.md docs/metrics.md cmd/agentstatsd/testdata/fresh.tsv web/console/testdata deploy/packages/etc deploy/grafana/dashboards deploy/helm deploy/kubernetes
+GENERATED := git ls-files -z proto examples/coderd/agentproto docs/configuration.md docs/metrics.md docs/runbooks/README.md cmd/agentstatsd/testdata/fresh.tsv web/console/testdata deploy/grafana/dashboards deploy/helm deploy/kubernetes
 check-generated: ## fail if generating changes a file
 	@before="$$($(GENERATED) | xargs -0 sha256sum)"; \
 	$(MAKE) --no-print-directory generate >/dev/null && \

@@ -137,7 +137,7 @@ func (b *bridgeProcess) start(t *testing.T) {
 	b.cmd, b.exited = exec.Command(binary, b.args...), make(chan error, 1)
 	b.cmd.Stderr = b.log
 	require.NoError(t, b.cmd.Start())
-	go func(cmd *exec.Cmd, exited chan<- error) { exited <- cmd.Wait() }(b.cmd, b.exited)
+	go func(cmd *exec.Cmd, exited chan<- error) { exited <- cmd.Wait(); close(exited) }(b.cmd, b.exited) // kill may come after
 	(&service{httpAddr: b.httpAddr, exited: b.exited, log: b.log}).waitReady(t)
 }
 

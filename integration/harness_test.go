@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -96,6 +97,8 @@ type service struct {
 	https          bool
 	user, password string
 	files          int // that the process may open; 0: as many as the tests
+	// env is added to the environment; before are a program and arguments that run it.
+	env, before []string
 
 	cmd    *exec.Cmd
 	exited chan error
@@ -139,6 +142,10 @@ func (s *service) start(t *testing.T) {
 	if s.files > 0 {
 		s.cmd = exec.Command("sh", append([]string{"-c", fmt.Sprintf(`ulimit -n %d; exec "$0" "$@"`, s.files), s.program}, args...)...)
 	}
+	if s.before != nil {
+		s.cmd = exec.Command(s.before[0], slices.Concat(s.before[1:], s.cmd.Args)...)
+	}
+	s.cmd.Env = append(os.Environ(), s.env...)
 	s.cmd.Stderr = s.log
 	require.NoError(t, s.cmd.Start())
 	exited := make(chan error, 1)

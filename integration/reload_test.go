@@ -40,11 +40,12 @@ type certificates struct {
 	ca     *x509.Certificate
 	serial int64
 	age    time.Duration // of those that are issued
+	life   time.Duration // that is left to them
 }
 
 func newCertificates(t *testing.T) *certificates {
 	t.Helper()
-	c := &certificates{t: t, dir: t.TempDir(), age: time.Hour}
+	c := &certificates{t: t, dir: t.TempDir(), age: time.Hour, life: time.Hour}
 	var err error
 	c.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
@@ -73,7 +74,7 @@ func (c *certificates) renew() {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(c.t, err)
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(1000 + c.serial), DNSNames: []string{"localhost"}, NotBefore: time.Now().Add(-c.age), NotAfter: time.Now().Add(time.Hour),
+		SerialNumber: big.NewInt(1000 + c.serial), DNSNames: []string{"localhost"}, NotBefore: time.Now().Add(-c.age), NotAfter: time.Now().Add(c.life),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}, c.ca, key.Public(), c.key)
 	require.NoError(c.t, err)

@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"iter"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -82,6 +84,12 @@ func TestDocumentedCommandsAreRun(t *testing.T) {
 				require.NoError(t, err, "%s: %s", script, line)
 				run[d[1]+": "+command] = true
 				line = command
+			}
+			if strings.HasPrefix(line, "runbooks") {
+				for name, command := range runbookCommands(texts) {
+					run[name+": "+command] = true
+					lines = append(lines, command)
+				}
 			}
 			lines = append(lines, line)
 		}
@@ -193,19 +201,69 @@ func doc(t *testing.T) func(ts *testscript.TestScript, neg bool, args []string) 
 			}
 			line = strings.ReplaceAll(line, before, after)
 		}
-		line = documentedPort.ReplaceAllStringFunc(line, func(match string) string {
-			host, port, _ := strings.Cut(match, ":")
-			_, own, _ := strings.Cut(ts.Getenv(ports[port]), ":")
-			if host == " " { // of all interfaces
-				host = " 127.0.0.1"
-			}
-			return host + ":" + own
-		})
+		line = withAddresses(ts, line)
 		if program.MatchString(line) {
 			line = fmt.Sprintf("echo $$ >%s.pid\nexec %s", args[0], line)
 		}
 		ts.Check(os.WriteFile(ts.MkAbs(args[0]+".sh"), []byte(line+"\n"), 0o600))
 	}
+}
+
+// runbookCommands returns the commands of docs/runbooks that ask a service, by document and
+// in order.
+func runbookCommands(texts map[string]string) iter.Seq2[string, string] {
+	return func(yield func(document, command string) bool) {
+		for _, name := range slices.Sorted(maps.Keys(texts)) {
+			if !strings.HasPrefix(name, "docs/runbooks/") {
+				continue
+			}
+			commands, _ := commandsOf(texts[name])
+			for _, command := range commands {
+				asks := strings.HasPrefix(command, "agentstatsd ") || strings.HasPrefix(command, "curl ")
+				if asks && !yield(name, command) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// runbooks [OLD=>NEW]... runs each command of docs/runbooks, with the addresses of this test,
+// where OLD stands with NEW. Each of them succeeds.
+func runbooks(t *testing.T) func(ts *testscript.TestScript, neg bool, args []string) {
+	texts := documents(t)
+	return func(ts *testscript.TestScript, _ bool, args []string) {
+		done := make(map[string]bool)
+		for name, line := range runbookCommands(texts) {
+			for _, change := range args {
+				before, after, ok := strings.Cut(change, "=>")
+				if !ok {
+					ts.Fatalf("usage: runbooks [OLD=>NEW]...")
+				}
+				line = strings.ReplaceAll(line, before, after)
+			}
+			line = withAddresses(ts, line)
+			if done[line] {
+				continue
+			}
+			done[line] = true
+			if err := ts.Exec("sh", "-c", line); err != nil {
+				ts.Fatalf("%s: %s: %v", name, line, err)
+			}
+		}
+	}
+}
+
+// withAddresses returns a command with the addresses of this test.
+func withAddresses(ts *testscript.TestScript, line string) string {
+	return documentedPort.ReplaceAllStringFunc(line, func(match string) string {
+		host, port, _ := strings.Cut(match, ":")
+		_, own, _ := strings.Cut(ts.Getenv(ports[port]), ":")
+		if host == " " { // of all interfaces
+			host = " 127.0.0.1"
+		}
+		return host + ":" + own
+	})
 }
 
 // requireShell fails unless the shell can read a block.

@@ -45,10 +45,11 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"await": await,
-			"doc":   doc(t),
-			"fetch": fetch,
-			"post":  post,
+			"await":    await,
+			"doc":      doc(t),
+			"runbooks": runbooks(t),
+			"fetch":    fetch,
+			"post":     post,
 		},
 	})
 }

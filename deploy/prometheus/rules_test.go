@@ -31,6 +31,9 @@ const (
 	mostAlerts = 14
 )
 
+// rule is one of them.
+type rule = rulefmt.Rule
+
 var promql3 = parser.NewParser(parser.Options{})
 
 // readRules returns all rules, as Prometheus 3 reads them.
@@ -216,8 +219,8 @@ func families(t *testing.T) map[string]map[string][]string {
 	return all
 }
 
-// ofTargets are labels that Prometheus gives, or that the objectives have.
-var ofTargets = []string{"job", "namespace", "instance", "slo"}
+// ofTargets are labels that Prometheus gives, or that the objectives or buckets have.
+var ofTargets = []string{"job", "namespace", "instance", "slo", "le"}
 
 // ofPrometheus are series that it makes of each scrape.
 var ofPrometheus = []string{"up", "scrape_duration_seconds"}
