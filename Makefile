@@ -53,9 +53,10 @@ build: ## build bin/agentstatsd, static
 DIST      ?= dist
 PLATFORMS ?= linux-amd64 linux-arm64
 PROGRAMS  := $(PLATFORMS:%=$(DIST)/%/agentstatsd)
-.PHONY: $(PROGRAMS)
+HOST      := $(DIST)/$(shell $(GO) env GOHOSTOS)-$(shell $(GO) env GOHOSTARCH)/agentstatsd
+.PHONY: $(sort $(PROGRAMS) $(HOST))
 binaries: $(PROGRAMS) ## build dist/PLATFORM/agentstatsd for each platform of a release
-$(PROGRAMS): $(DIST)/%/agentstatsd:
+$(sort $(PROGRAMS) $(HOST)): $(DIST)/%/agentstatsd:
 	GOOS=$(word 1,$(subst -, ,$*)) GOARCH=$(word 2,$(subst -, ,$*)) GOAMD64=v1 GOARM64=v8.0 GOFLAGS= GOEXPERIMENT= $(BUILD) -o $@ ./cmd/agentstatsd
 
 # Lists of modules, of what the programs were linked with.
@@ -87,7 +88,7 @@ pack = echo "packing $(NAME)-$(1).tar.gz" && git ls-files -z $(2) | grep -zv '\.
 	$(TAR) --null --transform 's,^,agentstatsd-$(VERSION)-$(1)/,' -cf $(NAME)-$(1).tar -T - && gzip -9nf $(NAME)-$(1).tar
 
 # The targets that build it. Nothing of an earlier one is left.
-RELEASE := archives chart
+RELEASE := archives chart packages
 release: ## build all of a release into dist, with SHA256SUMS
 	rm -rf $(DIST)
 	$(MAKE) --no-print-directory $(RELEASE)
@@ -117,9 +118,9 @@ chart: ## package the chart for Helm into dist, with the version of the release
 	cd deploy && $(GO) run ./helm/pack -version '$(VERSION)' -created $(SOURCE_DATE_EPOCH) -output $(abspath $(DIST))
 
 # The manual page is printed by the program of this machine.
-packages: build $(PROGRAMS) ## make the Debian and RPM packages of each platform into dist
+packages: $(sort $(PROGRAMS) $(HOST)) ## make the Debian and RPM packages of each platform into dist
 	@$(foreach platform,$(PLATFORMS),(cd deploy && $(GO) run ./packages -version '$(VERSION)' -epoch $(SOURCE_DATE_EPOCH) -arch $(lastword $(subst -, ,$(platform))) \
-		-program $(abspath $(DIST))/$(platform)/agentstatsd -printer ../bin/agentstatsd -out $(abspath $(DIST))) &&) true
+		-program $(abspath $(DIST))/$(platform)/agentstatsd -printer $(abspath $(HOST)) -out $(abspath $(DIST))) &&) true
 
 version: ## print the version of the checkout
 	@echo $(VERSION)

@@ -19,6 +19,8 @@ import (
 	_ "github.com/goreleaser/nfpm/v2/deb" // registers the format
 	"github.com/goreleaser/nfpm/v2/files"
 	_ "github.com/goreleaser/nfpm/v2/rpm" // registers the format
+
+	"github.com/coder/agentstatsd/deploy/packages/names"
 )
 
 // options are what differs between two packages.
@@ -65,21 +67,6 @@ func (o *options) validate() error {
 		return errors.New("-epoch: want seconds since 1970, got none")
 	}
 	return nil
-}
-
-// packageVersion returns a version as both formats order it: what Go puts behind the first
-// hyphen is older than the version without it.
-func packageVersion(version string) string {
-	version = strings.TrimPrefix(version, "v")
-	base, metadata, _ := strings.Cut(version, "+")
-	release, pre, isPre := strings.Cut(base, "-")
-	if isPre {
-		release += "~" + strings.ReplaceAll(pre, "-", ".")
-	}
-	if metadata != "" {
-		release += "+" + metadata
-	}
-	return release
 }
 
 // build writes a package and returns its path.
@@ -156,7 +143,7 @@ func (o *options) makeFiles(ctx context.Context, dir string) (map[string]string,
 // changelog returns the changelog of the package itself, as chglog reads it.
 func (o *options) changelog() string {
 	return fmt.Sprintf("- semver: %q\n  date: %s\n  packager: %s\n  deb:\n    urgency: medium\n    distributions: [stable]\n  changes:\n    - note: %q\n",
-		packageVersion(o.version)+"-"+revision, o.time.Format(time.RFC3339), maintainer, "New version. What has changed is in changelog.gz.")
+		names.Version(o.version)+"-"+names.Revision, o.time.Format(time.RFC3339), maintainer, "New version. What has changed is in changelog.gz.")
 }
 
 // compressed returns text as gzip has it, without a time.
@@ -168,11 +155,7 @@ func compressed(text []byte) []byte {
 	return b.Bytes()
 }
 
-const (
-	maintainer = "Coder <support@coder.com>"
-	// revision is that of the packaging.
-	revision = "1"
-)
+const maintainer = "Coder <support@coder.com>"
 
 const (
 	summary     = "telemetry of Coder's workspace agents for Prometheus"
@@ -186,7 +169,7 @@ stock Coder.`
 func (o *options) info(format string, made map[string]string) *nfpm.Info {
 	scripts := func(name string) string { return filepath.Join(o.source, "deploy/packages/scripts", name) }
 	info := &nfpm.Info{
-		Name: "agentstatsd", Arch: o.arch, Platform: "linux", Version: packageVersion(o.version), VersionSchema: "none", Release: revision,
+		Name: "agentstatsd", Arch: o.arch, Platform: "linux", Version: names.Version(o.version), VersionSchema: "none", Release: names.Revision,
 		Section: "net", Priority: "optional", Maintainer: maintainer, Vendor: "Coder", Homepage: "https://github.com/coder/agentstatsd",
 		License: "Apache-2.0", Description: summary + "\n" + description, MTime: o.time, DisableGlobbing: true, Changelog: made["changelog.yaml"],
 	}

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/deploy/packages/names"
 )
 
 var update = flag.Bool("update", false, "write what the packages contain to testdata")
@@ -69,11 +71,11 @@ func TestVersionsAreInOrder(t *testing.T) {
 		"v1.0.0-rc.2", "v1.0.0", "v1.0.1-0.20261130100810-469248c606de", "v1.0.1", "v1.0.1+dirty", "v1.10.0",
 	}
 	for i, version := range versions[1:] {
-		before, after := packageVersion(versions[i]), packageVersion(version)
+		before, after := names.Version(versions[i]), names.Version(version)
 		output(t, "dpkg", "--compare-versions", before+"-1", "lt", after+"-1")
 		require.Equal(t, "-1", output(t, "rpm", "--eval", fmt.Sprintf("%%{lua: print(rpm.vercmp(%q, %q))}", before, after))[:2], "%s, %s", before, after)
 	}
-	require.Equal(t, "0.0.0~20261130100810.469248c606de+dirty", packageVersion("v0.0.0-20261130100810-469248c606de+dirty"))
+	require.Equal(t, "0.0.0~20261130100810.469248c606de+dirty", names.Version("v0.0.0-20261130100810-469248c606de+dirty"))
 }
 
 func TestOptionsAreRequired(t *testing.T) {
@@ -118,6 +120,8 @@ func TestContents(t *testing.T) {
 	for arch, named := range map[string]struct{ deb, rpm string }{"amd64": {"amd64", "x86_64"}, "arm64": {"arm64", "aarch64"}} {
 		deb := makePackage(t, t.TempDir(), "deb", "v1.2.3", arch, nothing)
 		rpm := makePackage(t, t.TempDir(), "rpm", "v1.2.3", arch, nothing)
+		require.Equal(t, names.Deb("v1.2.3", arch), filepath.Base(deb))
+		require.Equal(t, names.RPM("v1.2.3", arch), filepath.Base(rpm))
 		require.Equal(t, "agentstatsd_1.2.3-1_"+named.deb+".deb", filepath.Base(deb))
 		require.Equal(t, "agentstatsd-1.2.3-1."+named.rpm+".rpm", filepath.Base(rpm))
 		for name, text := range map[string]string{

@@ -52,6 +52,7 @@ func (v *verification) kinds(platforms []string) (all []kind) {
 	}
 	for _, p := range platforms {
 		all = append(all, kind{name + p + ".cdx.json", v.modules})
+		all = append(all, v.packages(p)...)
 	}
 	return append(all,
 		kind{name + "image.tar", v.image},

@@ -7,10 +7,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/deploy/packages/names"
 )
 
 // makeRelease builds a release of a version for some platforms, as make release does.
@@ -72,6 +75,26 @@ func TestRelease(t *testing.T) {
 	change(t, image, other, version)
 	sumAgain(t, dist)
 	requireWrong(version, []string{platform}, "cdx.json: it is of another program", "the image for linux/amd64 has another program than the archive")
+
+	// Packages of another version, and with another program, under the right names.
+	deb, rpm := filepath.Join(dist, names.Deb(version, "amd64")), filepath.Join(dist, names.RPM(version, "amd64"))
+	makePackages(t, dist, other, filepath.Join(dist, platform, "agentstatsd"))
+	require.NoError(t, os.Rename(filepath.Join(dist, names.Deb(other, "amd64")), deb))
+	require.NoError(t, os.Rename(filepath.Join(dist, names.RPM(other, "amd64")), rpm))
+	sumAgain(t, dist)
+	requireWrong(version, []string{platform}, `.deb: the package is of "1.98.5-1", want "1.98.6-1"`, `.rpm: the package is of "1.98.5-1", want "1.98.6-1"`)
+	makePackages(t, dist, version, "verify_test.go")
+	sumAgain(t, dist)
+	requireWrong(version, []string{platform}, ".deb: the package has another program", ".rpm: the package has another program")
+}
+
+// makePackages makes the packages of a version with any file as the program.
+func makePackages(t *testing.T, dist, version, program string) {
+	t.Helper()
+	cmd := exec.Command("go", "run", "../packages", "-version", version, "-epoch", "1700000000", "-arch", "amd64", "-program", program,
+		"-printer", filepath.Join(dist, "linux-"+runtime.GOARCH, "agentstatsd"), "-source", checkout, "-out", dist)
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
 }
 
 // change puts a text in the place of another, everywhere in a file.
