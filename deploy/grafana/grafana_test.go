@@ -17,6 +17,9 @@ import (
 // maxPanels is how many panels of a row can be looked at together.
 const maxPanels = 8
 
+// maxAnnotation is what Kubernetes takes, with room for the rest of a ConfigMap.
+const maxAnnotation = 256<<10 - 8<<10
+
 func TestMain(m *testing.M) {
 	plugins.RegisterDefaultPlugins() // which read options and queries of panels
 	os.Exit(m.Run())
@@ -45,6 +48,11 @@ func TestDashboards(t *testing.T) {
 		got, err := os.ReadFile(file)
 		require.NoError(t, err)
 		require.Equal(t, string(want), string(got), "%s: run make generate", file)
+
+		// kubectl apply keeps a ConfigMap, as JSON, in one of its annotations.
+		annotation, err := json.Marshal(string(got))
+		require.NoError(t, err)
+		require.Less(t, len(annotation), maxAnnotation)
 
 		requireSchema(t, new(grafanaDashboard).UnmarshalJSONStrict(got))
 		var read grafanaDashboard

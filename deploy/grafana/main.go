@@ -37,9 +37,10 @@ func write(dir string, b board) error {
 	return os.WriteFile(filepath.Join(dir, b.uid+".json"), text, 0o644)
 }
 
-// encode returns the JSON that Grafana imports.
+// encode returns the JSON that Grafana imports: in lines, for differences, but not indented,
+// as that doubles a ConfigMap of it.
 func encode(made grafanaDashboard) ([]byte, error) {
-	text, err := json.MarshalIndent(made, "", "  ")
+	text, err := json.MarshalIndent(made, "", "")
 	if err != nil {
 		return nil, err
 	}
