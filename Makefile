@@ -273,8 +273,7 @@ generate: ## generated Go, and what is generated into documents
 contract: ## renew the image of the wire contract that breaking changes are measured against
 	$(TOOL) buf build -o proto/agentstats.binpb
 
-GENERATED := git ls-files -z proto examples/coderd/agentproto docs/configuration.md docs/metrics.md cmd/agentstatsd/testdata/fresh.tsv web/console/testdata deploy/packages/etc deploy/grafana/dashboards deploy/helm deploy/kubernetes
-GENERATED := git ls-files -z proto examples/coderd/agentproto docs/configuration.md docs/metrics.md docs/runbooks/README.md cmd/agentstatsd/testdata/fresh.tsv web/console/testdata deploy/grafana/dashboards deploy/helm deploy/kubernetes
+GENERATED := git ls-files -z proto examples/coderd/agentproto docs/configuration.md docs/metrics.md docs/runbooks/README.md cmd/agentstatsd/testdata/fresh.tsv web/console/testdata deploy/packages/etc deploy/grafana/dashboards deploy/helm deploy/kubernetes
 check-generated: ## fail if generating changes a file
 	@before="$$($(GENERATED) | xargs -0 sha256sum)"; \
 	$(MAKE) --no-print-directory generate >/dev/null && \

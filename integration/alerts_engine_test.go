@@ -15,13 +15,11 @@ import (
 
 	client "github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/model"
-	"github.com/prometheus/prometheus/config"
 	"github.com/prometheus/prometheus/discovery/targetgroup"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/rulefmt"
 	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/prometheus/prometheus/rules"
-	"github.com/prometheus/prometheus/scrape"
 	"github.com/stretchr/testify/require"
 	"go.yaml.in/yaml/v3"
 )
@@ -81,33 +79,28 @@ type monitoring struct {
 // interval.
 func monitor(t *testing.T, rulesFile string, interval time.Duration, targets ...string) *monitoring {
 	t.Helper()
-	log := slog.New(slog.DiscardHandler)
-	m := &monitoring{prometheus: newPrometheus(t), began: time.Now()}
-	var err error
-	m.scrape, err = scrape.NewManager(&scrape.Options{DiscoveryReloadInterval: model.Duration(10 * time.Millisecond)}, log, nil, nil, m.db, client.NewRegistry())
-	require.NoError(t, err)
-	cfg, err := config.Load(fmt.Sprintf("scrape_configs:\n  - job_name: stats\n    scrape_interval: %s\n    scrape_timeout: %[1]s\n", model.Duration(interval)), log)
-	require.NoError(t, err)
-	require.NoError(t, m.scrape.ApplyConfig(cfg))
 	group := &targetgroup.Group{}
 	for _, target := range targets {
 		group.Targets = append(group.Targets, model.LabelSet{model.AddressLabel: model.LabelValue(target)})
 	}
-	sets := make(chan map[string][]*targetgroup.Group, 1)
-	sets <- map[string][]*targetgroup.Group{"stats": {group}}
+	configuration := fmt.Sprintf("scrape_configs:\n  - job_name: stats\n    scrape_interval: %s\n    scrape_timeout: %[1]s\n", model.Duration(interval))
+	m := &monitoring{
+		prometheus: startConfigured(t, configuration, map[string][]*targetgroup.Group{"stats": {group}}),
+		began:      time.Now(),
+	}
 	m.manager = rules.NewManager(&rules.ManagerOptions{
 		ExternalURL: new(url.URL), QueryFunc: rules.EngineQueryFunc(m.engine, m.db), Context: t.Context(),
 		NotifyFunc:   func(context.Context, string, ...*rules.Alert) {},
-		AppendableV2: m.db, Queryable: m.db, Logger: log, Registerer: client.NewRegistry(), Parser: promQL,
+		AppendableV2: m.db, Queryable: m.db, Logger: slog.New(slog.DiscardHandler), Registerer: client.NewRegistry(), Parser: promQL,
 	})
 	require.NoError(t, m.manager.Update(interval, []string{rulesFile}, labels.EmptyLabels(), "", nil))
-	done := make(chan struct{}, 2)
-	go func() { _ = m.scrape.Run(sets); done <- struct{}{} }()
-	go func() { m.manager.Run(); done <- struct{}{} }()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		m.manager.Run()
+	}()
 	t.Cleanup(func() {
 		m.manager.Stop()
-		m.scrape.Stop()
-		<-done
 		<-done
 	})
 	return m

@@ -50,13 +50,6 @@ func protocol(p config.ScrapeProtocol) job {
 // startPrometheus scrapes addr, or what a job has, each second in each of the jobs.
 func startPrometheus(t *testing.T, addr string, jobs ...job) *prometheus {
 	t.Helper()
-	log := slog.New(slog.DiscardHandler)
-	p := newPrometheus(t)
-	db := p.db
-	var err error
-	p.scrape, err = scrape.NewManager(&scrape.Options{DiscoveryReloadInterval: model.Duration(10 * time.Millisecond)}, log, nil, nil, db, client.NewRegistry())
-	require.NoError(t, err)
-
 	var yaml strings.Builder
 	yaml.WriteString("scrape_configs:\n")
 	targets := make(map[string][]*targetgroup.Group)
@@ -81,15 +74,11 @@ func startPrometheus(t *testing.T, addr string, jobs ...job) *prometheus {
 func startConfigured(t *testing.T, configuration string, targets map[string][]*targetgroup.Group) *prometheus {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	db, err := tsdb.Open(t.TempDir(), log, nil, tsdb.DefaultOptions(), nil)
+	p := &prometheus{engine: promql.NewEngine(promql.EngineOpts{Logger: log, MaxSamples: 10_000_000, Timeout: time.Minute})}
+	var err error
+	p.db, err = tsdb.Open(t.TempDir(), log, nil, tsdb.DefaultOptions(), nil)
 	require.NoError(t, err)
-	p := &prometheus{
-		db: db,
-		engine: promql.NewEngine(promql.EngineOpts{
-			Logger: log, MaxSamples: 10_000_000, Timeout: time.Minute,
-		}),
-	}
-	p.scrape, err = scrape.NewManager(&scrape.Options{DiscoveryReloadInterval: model.Duration(10 * time.Millisecond)}, log, nil, nil, db, client.NewRegistry())
+	p.scrape, err = scrape.NewManager(&scrape.Options{DiscoveryReloadInterval: model.Duration(10 * time.Millisecond)}, log, nil, nil, p.db, client.NewRegistry())
 	require.NoError(t, err)
 
 	cfg, err := config.Load(configuration, log)
@@ -105,20 +94,8 @@ func startConfigured(t *testing.T, configuration string, targets map[string][]*t
 	t.Cleanup(func() {
 		p.scrape.Stop()
 		<-done
-	})
-	return p
-}
-
-// newPrometheus has a database and a query engine, which scrapes nothing.
-func newPrometheus(t *testing.T) *prometheus {
-	t.Helper()
-	log := slog.New(slog.DiscardHandler)
-	db, err := tsdb.Open(t.TempDir(), log, nil, tsdb.DefaultOptions(), nil)
-	require.NoError(t, err)
-	p := &prometheus{db: db, engine: promql.NewEngine(promql.EngineOpts{Logger: log, MaxSamples: 10_000_000, Timeout: time.Minute})}
-	t.Cleanup(func() {
 		_ = p.engine.Close()
-		_ = db.Close()
+		_ = p.db.Close()
 	})
 	return p
 }
