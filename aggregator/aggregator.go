@@ -21,6 +21,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/aggregator/cardinality"
 	"github.com/coder/agentstatsd/aggregator/internal/arena"
+	"github.com/coder/agentstatsd/aggregator/internal/states"
 	"github.com/coder/agentstatsd/metrics"
 )
 
@@ -47,7 +48,7 @@ type Aggregator struct {
 	descs       *descs
 	stats       [statsGauges]*desc
 	apps        [len(agent.SessionApps)]*desc
-	states      *states
+	states      *states.States
 	// reserving is held by the only ReserveFamilies that goes on.
 	reserving sync.Mutex
 	// series is the number of series and groups. seriesBytes are the bytes of the
@@ -263,9 +264,8 @@ type beginScrape func(io.Writer, *arena.Generations, metrics.Shard) *arena.Scrap
 
 // write writes a shard of families of the list, and those that are pushed.
 func (a *Aggregator) write(w io.Writer, begin beginScrape, shard metrics.Shard, list []*family, passed map[string]bool, pushed []*metrics.Rendered) error {
-	a.states.mu.Lock()
-	s := begin(w, &a.generations, shard)
-	a.states.mu.Unlock()
+	var s *arena.Scrape
+	a.states.Between(func() { s = begin(w, &a.generations, shard) })
 	return s.Close(writeFamilies(s, shard.Index == 0, list, passed, pushed))
 }
 

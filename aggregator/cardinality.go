@@ -84,9 +84,7 @@ func (a *Aggregator) totals() *cardinality.Result {
 	a.descs.mu.RLock()
 	out.Descriptors += len(a.descs.byKey)
 	a.descs.mu.RUnlock()
-	a.states.mu.Lock()
-	out.States = len(a.states.byPrefix)
-	a.states.mu.Unlock()
+	out.States = a.states.Len()
 	families := a.families.list()
 	out.Families = len(families)
 	for _, f := range families {
@@ -105,7 +103,7 @@ func (a *Aggregator) takeCensus(ctx context.Context, c *cardinality.Census, fami
 		if err := a.walkDescs(ctx, func(d *desc, n int) { c.Add(d.name, d.labels, n) }); err != nil {
 			return err
 		}
-		if err := a.walkStates(ctx, func(l *stateLine) { c.AddState(l.prefix) }); err != nil {
+		if err := a.states.Walk(ctx, c.AddState); err != nil {
 			return err
 		}
 	}

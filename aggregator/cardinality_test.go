@@ -16,6 +16,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/aggregator/cardinality"
+	"github.com/coder/agentstatsd/aggregator/internal/walk"
 	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/metrics"
 )
@@ -436,17 +437,17 @@ func TestCountingIsCancelled(t *testing.T) {
 // A walk ends between two steps. Meanwhile the map may change.
 func TestWalk(t *testing.T) {
 	a := newTest(t, Options{})
-	const descs = 5 * walkStep
+	const descs = 5 * walk.Step
 	key := func(i int) []byte { return appendKey(nil, fmt.Sprint("n", i), nil) }
 	for i := range descs {
 		require.NotNil(t, a.descs.create(key(i), 0, a.families))
 	}
 	seen := make(map[string]int)
 	n := 0
-	require.NoError(t, walk(t.Context(), a.descs.mu.RLocker(), a.descs.byKey, func(d *desc) {
+	require.NoError(t, walk.Each(t.Context(), a.descs.mu.RLocker(), a.descs.byKey, func(d *desc) {
 		seen[d.name]++
 		n++
-		if n%walkStep == 1 { // no lock is held
+		if n%walk.Step == 1 { // no lock is held
 			require.NotNil(t, a.descs.create(key(descs+n), 0, a.families))
 		}
 	}))
@@ -455,9 +456,9 @@ func TestWalk(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	n = 0
-	require.ErrorIs(t, walk(ctx, a.descs.mu.RLocker(), a.descs.byKey, func(*desc) {
+	require.ErrorIs(t, walk.Each(ctx, a.descs.mu.RLocker(), a.descs.byKey, func(*desc) {
 		cancel()
 		n++
 	}), context.Canceled)
-	require.Equal(t, walkStep, n)
+	require.Equal(t, walk.Step, n)
 }

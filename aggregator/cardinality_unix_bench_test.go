@@ -15,6 +15,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/aggregator/cardinality"
+	"github.com/coder/agentstatsd/aggregator/internal/walk"
 )
 
 // countedAgents have 40 forwarded series each, which are a million.
@@ -180,7 +181,7 @@ func BenchmarkWalk(b *testing.B) {
 	a, _ := countedFleet(b, 1_000_000, Options{})
 	lock := timedLocker{Locker: a.descs.mu.RLocker()}
 	for b.Loop() {
-		require.NoError(b, walk(b.Context(), &lock, a.descs.byKey, func(*desc) {}))
+		require.NoError(b, walk.Each(b.Context(), &lock, a.descs.byKey, func(*desc) {}))
 	}
 	slices.Sort(lock.took)
 	b.ReportMetric(float64(lock.took[len(lock.took)*99/100].Nanoseconds())/1000, "p99-us")

@@ -64,16 +64,3 @@ func (in *ingester) checkNew(s *agent.Sample) (metrics.Reason, agent.Label) {
 func countable(v float64) bool {
 	return v >= 0 && v <= math.MaxFloat64
 }
-
-// canonical returns v with one bit pattern for everything that is not a number,
-// other than Prometheus's marker of the end of a series. It removes the sign of
-// zero, which the text format does not have.
-func canonical(v float64) float64 {
-	switch {
-	case v != v:
-		return math.NaN()
-	case v == 0:
-		return 0
-	}
-	return v
-}

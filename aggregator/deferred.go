@@ -17,9 +17,9 @@ func (in *ingester) retryDeferred() {
 	for _, i := range in.deferred {
 		s := in.report.Sample(i)
 		in.canonicalise(s)
-		reason, label := in.ingestCanonical(s, canonical(s.Value))
+		reason, label := in.ingestCanonical(s, metrics.CanonicalValue(s.Value))
 		for isLimit(reason) && in.dropAbsent(&next, reason == reasonTooManyFamilies) {
-			reason, label = in.ingestCanonical(s, canonical(s.Value))
+			reason, label = in.ingestCanonical(s, metrics.CanonicalValue(s.Value))
 		}
 		if reason != "" {
 			in.refuseSample(reason, s, label)

@@ -9,6 +9,8 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/aggregator/cardinality"
+	"github.com/coder/agentstatsd/aggregator/internal/states"
+	"github.com/coder/agentstatsd/aggregator/internal/walk"
 )
 
 // Footprint is the memory that families take.
@@ -40,7 +42,6 @@ const (
 	appSeriesSize   = int(unsafe.Sizeof(appSeries{}))
 	contributorSize = int(unsafe.Sizeof(contributor{}) + unsafe.Sizeof(&contributor{}))
 	groupSize       = int(unsafe.Sizeof(group{}) + unsafe.Sizeof("") + unsafe.Sizeof(&group{}))
-	stateLineSize   = int(unsafe.Sizeof(stateLine{}) + unsafe.Sizeof("") + 2*unsafe.Sizeof(&stateLine{}))
 	agentSize       = int(unsafe.Sizeof(agentSeries{}) + unsafe.Sizeof(agent.ID{}) + unsafe.Sizeof(&agentSeries{}) +
 		unsafe.Sizeof(nameKey{}) + unsafe.Sizeof([]*agentSeries{}) + unsafe.Sizeof(&agentSeries{}))
 )
@@ -111,7 +112,7 @@ func (a *Aggregator) measureFootprint(ctx context.Context, limit int) (*Footprin
 	if err != nil {
 		return nil, err
 	}
-	err = a.walkStates(ctx, func(l *stateLine) { add(l.family(), 1, stateLineSize+len(l.prefix)) })
+	err = a.states.Walk(ctx, func(prefix string) { add(familyOf(prefix), 1, states.LineSize) })
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +138,7 @@ func (f *family) footprint(ctx context.Context) (int, error) {
 	lines, groups := f.lines, f.groups
 	f.mu.Unlock()
 	n := familySize + len(f.name) + lines.Footprint()
-	err := walk(ctx, &f.mu, groups, func(g *group) { n += groupSize + len(g.prefix) })
+	err := walk.Each(ctx, &f.mu, groups, func(g *group) { n += groupSize + len(g.prefix) })
 	return n, err
 }
 

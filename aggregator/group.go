@@ -285,7 +285,7 @@ func sumOf(contributors []*contributor) (float64, bool) {
 			some = true
 		}
 	}
-	return canonical(s.value()), some
+	return metrics.CanonicalValue(s.value()), some
 }
 
 func maxOf(contributors []*contributor) (float64, bool) {

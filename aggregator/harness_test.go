@@ -157,7 +157,7 @@ func (s scraped) add(series string, v float64) error {
 	if _, twice := s.values[series]; twice {
 		return fmt.Errorf("series %s is there twice", series)
 	}
-	s.values[series] = math.Float64bits(canonical(v))
+	s.values[series] = math.Float64bits(metrics.CanonicalValue(v))
 	return nil
 }
 

@@ -657,13 +657,13 @@ func (m *naive) scrape() scraped {
 			continue
 		}
 		if !m.grouped() {
-			out.values[key] = math.Float64bits(canonical(of[0].value))
+			out.values[key] = math.Float64bits(metrics.CanonicalValue(of[0].value))
 			out.types[of[0].family] = naiveType(of[0].typ)
 			continue
 		}
 		of = slices.DeleteFunc(of, func(o naiveMember) bool { return !(math.Abs(o.value) <= 1<<53) })
 		if len(of) > 0 {
-			out.values[key] = math.Float64bits(canonical(combine(of)))
+			out.values[key] = math.Float64bits(metrics.CanonicalValue(combine(of)))
 			out.types[of[0].family] = naiveType(of[0].typ)
 		}
 	}
@@ -679,7 +679,7 @@ func (m *naive) scrape() scraped {
 	maps.Copy(out.values, m.pushed.values)
 	for _, s := range m.states {
 		if _, accepted := out.values[s.series]; !accepted {
-			out.values[s.series] = math.Float64bits(canonical(s.value))
+			out.values[s.series] = math.Float64bits(metrics.CanonicalValue(s.value))
 		}
 	}
 	return out

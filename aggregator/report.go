@@ -174,13 +174,13 @@ func (in *ingester) ingestSample(i int) {
 	if have != nil {
 		if f := have.desc.encoding.Load(); f != nil && f.typ == have.typ {
 			if v, ok := in.report.Match(i, &f.SampleEncoding); ok {
-				in.ingestExpected(i, have, canonical(v))
+				in.ingestExpected(i, have, metrics.CanonicalValue(v))
 				return
 			}
 		}
 	}
 	s := in.report.Sample(i)
-	v := canonical(s.Value)
+	v := metrics.CanonicalValue(s.Value)
 	if have == nil || have.typ != s.Type || !have.desc.is(s.Name, s.Labels) {
 		in.ingestUnexpected(i, s, v)
 		return

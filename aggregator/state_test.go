@@ -72,8 +72,7 @@ coderd_agents_up 1
 		a.SetState(agentKey(1), nil)
 		a.SetState(agentKey(2), nil)
 		require.Empty(t, stateText(t, a))
-		require.Empty(t, a.states.byKey)
-		require.Empty(t, a.states.byPrefix)
+		require.Zero(t, a.states.Len())
 		require.Zero(t, a.series.Load())
 	}
 }
@@ -226,7 +225,7 @@ func TestScrapeDuringChangesOfState(t *testing.T) {
 	for key := range keys {
 		set(key, 0)
 	}
-	require.Len(t, a.states.byPrefix, keys*apps)
+	require.Equal(t, keys*apps, a.states.Len())
 }
 
 // A scrape that has begun does not see half of a change: it has what is gone,

@@ -3,56 +3,18 @@ package aggregator
 import (
 	"context"
 	"runtime"
-	"sync"
+
+	"github.com/coder/agentstatsd/aggregator/internal/walk"
 )
-
-// walkStep is how many entries of a map are copied under its lock at a time, at some 20 ns each.
-const walkStep = 512
-
-// walk calls f with each value of a map that mu guards, without mu. What is added or removed
-// meanwhile may be left out. walk returns the error of ctx if that ends first, and no other.
-func walk[K comparable, V any](ctx context.Context, mu sync.Locker, m map[K]V, f func(V)) error {
-	return walkSome(ctx, mu, m, func(some []V) {
-		for _, v := range some {
-			f(v)
-		}
-	})
-}
-
-// walkSome is walk that calls f with up to walkStep values.
-func walkSome[K comparable, V any](ctx context.Context, mu sync.Locker, m map[K]V, f func([]V)) error {
-	mu.Lock()
-	some := make([]V, 0, min(len(m), walkStep))
-	for _, v := range m {
-		if some = append(some, v); len(some) < walkStep {
-			continue
-		}
-		mu.Unlock()
-		f(some)
-		some = some[:0]
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		mu.Lock()
-	}
-	mu.Unlock()
-	f(some)
-	return ctx.Err()
-}
 
 // walkAgents calls f with each agent, without a lock.
 func (a *Aggregator) walkAgents(ctx context.Context, f func(*agentSeries)) error {
 	for i := range a.shards {
-		if err := walk(ctx, a.shards[i].mu.RLocker(), a.shards[i].agents, f); err != nil {
+		if err := walk.Each(ctx, a.shards[i].mu.RLocker(), a.shards[i].agents, f); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// walkStates calls f with each state, without a lock.
-func (a *Aggregator) walkStates(ctx context.Context, f func(*stateLine)) error {
-	return walk(ctx, &a.states.mu, a.states.byPrefix, f)
 }
 
 // walkDescs calls f with each desc and the number of its series, without a lock.
@@ -64,7 +26,7 @@ func (a *Aggregator) walkDescs(ctx context.Context, f func(d *desc, n int)) erro
 	for _, d := range a.apps {
 		f(d, int(d.refs.Load())-1)
 	}
-	return walkSome(ctx, a.descs.mu.RLocker(), a.descs.byKey, func(some []*desc) {
+	return walk.Some(ctx, a.descs.mu.RLocker(), a.descs.byKey, func(some []*desc) {
 		runtime.KeepAlive(loadDescs(some))
 		for _, d := range some {
 			f(d, int(d.refs.Load()))

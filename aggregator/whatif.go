@@ -9,6 +9,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/aggregator/cardinality"
+	"github.com/coder/agentstatsd/aggregator/internal/walk"
 )
 
 // WhatIf is how many series would be served with other labels in Options.GroupBy.
@@ -90,8 +91,8 @@ func (a *Aggregator) compareGroupings(ctx context.Context, keep identityLabels, 
 			at(f.name).Before = n
 		}
 	}
-	if err := a.walkStates(ctx, func(l *stateLine) {
-		n := at(l.family())
+	if err := a.states.Walk(ctx, func(prefix string) {
+		n := at(familyOf(prefix))
 		n.Before, n.After = n.Before+1, n.After+1
 	}); err != nil {
 		return nil, err
@@ -201,7 +202,7 @@ func (w *regrouping) count(ctx context.Context) error {
 				w.after[d.family]++
 			}
 		}
-		if i%walkStep == 0 && ctx.Err() != nil {
+		if i%walk.Step == 0 && ctx.Err() != nil {
 			return ctx.Err()
 		}
 	}
@@ -228,7 +229,7 @@ type descSet map[*desc]struct{}
 
 // reset makes the set empty. A map that was large takes long to clear.
 func (s *descSet) reset() {
-	if *s == nil || len(*s) > walkStep {
+	if *s == nil || len(*s) > walk.Step {
 		*s = make(descSet)
 		return
 	}

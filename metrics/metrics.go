@@ -3,7 +3,10 @@
 // A part and a scrape exchange segments, compressed or not.
 package metrics
 
-import "io"
+import (
+	"io"
+	"math"
+)
 
 // Exposer writes a part of the exposition. Both methods may be called
 // concurrently; the parts of one endpoint have no family in common.
@@ -46,4 +49,17 @@ func (t Type) String() string {
 	default:
 		return "untyped"
 	}
+}
+
+// CanonicalValue returns v with one bit pattern for everything that is not a number,
+// other than Prometheus's marker of the end of a series. It removes the sign of
+// zero, which the text format does not have.
+func CanonicalValue(v float64) float64 {
+	switch {
+	case v != v:
+		return math.NaN()
+	case v == 0:
+		return 0
+	}
+	return v
 }

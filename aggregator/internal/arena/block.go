@@ -1,6 +1,7 @@
 package arena
 
 import (
+	"bytes"
 	"math"
 	"math/bits"
 	"sync"
@@ -115,6 +116,23 @@ func (b *Block) Show(slot uint32, prefix []byte, key metrics.ShardKey) {
 	defer b.mu.Unlock()
 	b.dropLineLocked(slot)
 	b.addLineLocked(slot, prefix, key)
+}
+
+// AppendPrefix appends what the line of a series begins with; nothing if it is hidden.
+func (b *Block) AppendPrefix(dst []byte, slot uint32) []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.text.spans[slot].size == 0 {
+		return dst
+	}
+	return append(dst, b.prefixLocked(slot)...)
+}
+
+// HasPrefix reports whether that is prefix.
+func (b *Block) HasPrefix(slot uint32, prefix []byte) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.spans[slot].size > 0 && bytes.Equal(b.prefixLocked(slot), prefix)
 }
 
 // Hide removes the line of a series. Scrapes under way still show it. The series
