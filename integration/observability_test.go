@@ -59,8 +59,8 @@ func (o *observed) add(l labels.Labels, values string) {
 	o.series, o.values = append(o.series, l), append(o.values, values)
 }
 
-// observe scrapes s as a pod of the namespace stats, with the rules.
-func observe(t *testing.T, s *service, pod string, rules []*relabel.Config) *observed {
+// observe scrapes s as a pod of a namespace, with the rules.
+func observe(t *testing.T, s *service, namespace, pod string, rules []*relabel.Config) *observed {
 	t.Helper()
 	families := []string{
 		"coderd_provisionerd_num_daemons", "coderd_workspace_builds_total", "coderd_agents_up", "coderd_agentstats_rx_bytes",
@@ -74,7 +74,7 @@ func observe(t *testing.T, s *service, pod string, rules []*relabel.Config) *obs
 			return
 		}
 		b := labels.NewBuilder(l)
-		for name, value := range map[string]string{"job": "agentstatsd", "instance": s.httpAddr, "namespace": "stats", "pod": pod} {
+		for name, value := range map[string]string{"job": "agentstatsd", "instance": s.httpAddr, "namespace": namespace, "pod": pod} {
 			b.Set(name, value)
 		}
 		b.Reset(b.Labels())
@@ -97,8 +97,8 @@ func observe(t *testing.T, s *service, pod string, rules []*relabel.Config) *obs
 		o.add(labels.FromStrings(model.MetricNameLabel, "process_resident_memory_bytes", "job", "coder", "namespace", "coder", "pod", replica), fmt.Sprintf("%d+0x30", 100*(i+1)))
 		o.add(labels.FromStrings(model.MetricNameLabel, "kube_pod_container_resource_limits", "resource", "memory", "namespace", "coder", "pod", replica), "1000+0x30")
 	}
-	o.add(labels.FromStrings(model.MetricNameLabel, "up", "job", "agentstatsd", "namespace", "stats", "pod", pod), "1+0x30")
-	o.add(labels.FromStrings(model.MetricNameLabel, "kube_pod_info", "namespace", "stats", "pod", pod, "node", "node-9"), "1+0x30")
+	o.add(labels.FromStrings(model.MetricNameLabel, "up", "job", "agentstatsd", "namespace", namespace, "pod", pod), "1+0x30")
+	o.add(labels.FromStrings(model.MetricNameLabel, "kube_pod_info", "namespace", namespace, "pod", pod, "node", "node-9"), "1+0x30")
 	for i, l := range o.of("coderd_agents_up") {
 		pod := fmt.Sprintf("ws-%d", i)
 		o.add(labels.FromStrings(model.MetricNameLabel, "kube_pod_labels", "namespace", "coder-workspaces", "pod", pod,
@@ -197,7 +197,8 @@ func (o *observed) expressions(t *testing.T) []coderExpression {
 
 // With the rules that are shipped, families that agentstatsd serves in place of coderd answer
 // what Coder's own dashboards and alerts ask. Without them nothing answers, and nobody is told.
-// Debian's promtool and the engine of Prometheus 3 say so of series of the binary.
+// Debian's promtool and the engine of Prometheus 3 say so of series of the binary. With wider
+// selectors they answer, too, but agentstatsd counts as a replica of coderd.
 func TestCoderObservability(t *testing.T) {
 	beside(t)
 	s := newService(t, "--report-interval", "1s", "--prometheus-workspace-info", "--prometheus-extra-labels", "template_version")
@@ -214,24 +215,44 @@ func TestCoderObservability(t *testing.T) {
 	require.NoError(t, err)
 	at := slices.IndexFunc(jobs, func(c *config.ScrapeConfig) bool { return c.JobName == "agentstatsd" })
 
-	for name, rules := range map[string][]*relabel.Config{"relabelled": jobs[at].MetricRelabelConfigs, "as it comes": nil} {
-		t.Run(name, func(t *testing.T) {
-			o := observe(t, s, "agentstatsd-0", rules)
-			asked := o.expressions(t)
-			for i := range asked {
-				if rules == nil && !asked[i].ofOthers {
-					asked[i].want = nil
-				}
+	rules := jobs[at].MetricRelabelConfigs
+
+	t.Run("relabelled", func(t *testing.T) {
+		o := observe(t, s, "stats", "agentstatsd-0", rules)
+		o.run(t, o.expressions(t))
+	})
+	t.Run("as it comes", func(t *testing.T) {
+		o := observe(t, s, "stats", "agentstatsd-0", nil)
+		asked := o.expressions(t)
+		for i := range asked {
+			if !asked[i].ofOthers {
+				asked[i].want = nil
 			}
-			o.runPromtool(t, asked)
-			o.runEngine(t, asked)
-		})
-	}
-	t.Run("README", func(t *testing.T) {
-		o := observe(t, s, "agentstatsd-0", jobs[at].MetricRelabelConfigs)
-		var asked []coderExpression
-		readme, err := os.ReadFile("../examples/coder-observability/README.md")
-		require.NoError(t, err)
+		}
+		o.run(t, asked)
+	})
+	readme, err := os.ReadFile("../examples/coder-observability/README.md")
+	require.NoError(t, err)
+	t.Run("other selectors", func(t *testing.T) {
+		const wider = "pod=~`(coder|agentstatsd).*`"
+		require.Contains(t, string(readme), wider)
+		o := observe(t, s, "coder", "agentstatsd-0", nil)
+		asked := o.expressions(t)
+		for i, a := range asked {
+			asked[i].expr = strings.ReplaceAll(a.expr, "pod=~`coder.*`", wider)
+			if v, ok := a.want[`{pod="coder"}`]; ok {
+				asked[i].want = map[string]float64{`{pod="agentstatsd-0"}`: v}
+			}
+			if strings.HasPrefix(a.expr, "sum(up{") {
+				asked[i].want = map[string]float64{"{}": 3} // which is why relabelling is better
+			}
+		}
+		o.run(t, asked)
+	})
+	t.Run("documents", func(t *testing.T) {
+		o := observe(t, s, "stats", "agentstatsd-0", rules)
+		joined := o.expressions(t)
+		asked := []coderExpression{{name: "metrics.md", expr: blocks(t, "metrics.md", "promql")[0], want: joined[len(joined)-1].want}}
 		for i, want := range []map[string]float64{
 			{`{namespace="coder", pod="coder"}`: o.sum("coderd_provisionerd_num_daemons", func(labels.Labels) string { return "" })[""]},
 			{"{}": 2},
@@ -241,13 +262,19 @@ func TestCoderObservability(t *testing.T) {
 			block, _, _ = strings.Cut(block, "\n```")
 			asked = append(asked, coderExpression{name: "README", expr: block, want: want})
 		}
-		require.Equal(t, len(asked), strings.Count(string(readme), "\n```promql\n"))
+		require.Equal(t, len(asked)-1, strings.Count(string(readme), "\n```promql\n"))
 		o.runEngine(t, asked)
 	})
 }
 
 // evaluated is when the expressions are.
 const evaluated = 15 * time.Minute
+
+func (o *observed) run(t *testing.T, asked []coderExpression) {
+	t.Helper()
+	o.runPromtool(t, asked)
+	o.runEngine(t, asked)
+}
 
 // runEngine evaluates the expressions as Prometheus 3 does.
 func (o *observed) runEngine(t *testing.T, asked []coderExpression) {
@@ -258,7 +285,7 @@ func (o *observed) runEngine(t *testing.T, asked []coderExpression) {
 		fmt.Fprintf(&script, "  %s %s\n", seriesText(l), o.values[i])
 	}
 	for _, a := range asked {
-		fmt.Fprintf(&script, "\neval instant at %s %s\n", evaluated, strings.Join(strings.Fields(a.expr), " "))
+		fmt.Fprintf(&script, "\neval instant at %s %s\n", evaluated, oneLine(a.expr))
 		for series, value := range a.want {
 			fmt.Fprintf(&script, "  %s %v\n", series, value)
 		}
@@ -311,6 +338,12 @@ func pairs(series string) map[string]string {
 		}
 	}
 	return out
+}
+
+// oneLine returns an expression without its comments and in one line.
+func oneLine(expr string) string {
+	comment := regexp.MustCompile(`(?m)^#.*$`)
+	return strings.Join(strings.Fields(comment.ReplaceAllString(expr, "")), " ")
 }
 
 // seriesText is a series as unit tests of rules have it.
