@@ -160,6 +160,7 @@ func TestShapes(t *testing.T) {
 	require.Equal(t, appsv1.RollingUpdateDeploymentStrategyType, d.Spec.Strategy.Type)
 	require.Zero(t, d.Spec.Strategy.RollingUpdate.MaxUnavailable.IntValue())
 	require.Equal(t, 1, d.Spec.Strategy.RollingUpdate.MaxSurge.IntValue())
+	require.EqualValues(t, 2+10, d.Spec.MinReadySeconds, "the agents of one pod at a time go elsewhere")
 	require.Len(t, d.Spec.Template.Spec.TopologySpreadConstraints, 2)
 	require.Equal(t, d.Spec.Selector.MatchLabels, d.Spec.Template.Spec.TopologySpreadConstraints[0].LabelSelector.MatchLabels)
 

@@ -91,6 +91,16 @@ app.kubernetes.io/part-of: agentstatsd
 {{- add $total (eq .part "bridge" | ternary 10 40) -}}
 {{- end -}}
 
+{{- /* Seconds after which the agents of a pod that is asked to stop have gone; argument: root. */ -}}
+{{- define "agentstatsd.minReadySeconds" -}}
+{{- if kindIs "invalid" .Values.rollout.minReadySeconds -}}
+{{- $drain := include "agentstatsd.option" (dict "root" . "part" "service" "key" "grpc.drain_timeout") -}}
+{{- add .Values.preStopSleepSeconds (include "agentstatsd.seconds" $drain | int) -}}
+{{- else -}}
+{{- .Values.rollout.minReadySeconds | int -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "agentstatsd.gracePeriod" -}}
 {{- $given := eq .part "bridge" | ternary .root.Values.bridge.terminationGracePeriodSeconds .root.Values.terminationGracePeriodSeconds -}}
 {{- $sleep := and (eq .part "service") (eq .root.Values.shape "replicated") | ternary .root.Values.preStopSleepSeconds 0 -}}
