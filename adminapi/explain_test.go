@@ -327,6 +327,19 @@ func TestExplainSeries(t *testing.T) {
 			cause: "type_conflict", text: "Agent ada/ws1.main sends family my_metric as a gauge, which 1 agent does, while it is served as a counter, which 2 agents send.", remedy: "most agents", about: 1,
 		},
 		{
+			name: "the option of the family is off", make: func(*explained) {},
+			selector: `agentstatsd_workspace_info{workspace_name="ws1"}`,
+			cause:    "unknown_family", text: "Family agentstatsd_workspace_info is served with --prometheus-workspace-info only, which is off", remedy: "Start the service with it",
+		},
+		{
+			name: "another version than the workspace has", series: aggregator.Options{WorkspaceInfo: true}, make: func(e *explained) {
+				info := agent.Series{Family: "agentstatsd_workspace_info", Value: 1, Labels: []agent.Label{{Name: "template_version", Value: "v1"}, {Name: "username", Value: "ada"}, {Name: "workspace_name", Value: "ws1"}}}
+				require.NoError(e.T, e.Series.SetState(agent.SeriesKey{ID: edgetest.ID(10_001)}, []agent.Series{info}))
+			},
+			selector: `agentstatsd_workspace_info{workspace_name="ws1",template_version="v2"}`,
+			cause:    "other_labels", text: `template_version="v1"`, about: 1,
+		},
+		{
 			name: "a type that is not the documented one", make: func(e *explained) { e.report(1, counter("coderd_agentstats_startup_script_seconds")) },
 			selector: `coderd_agentstats_startup_script_seconds{workspace_name="ws1"}`,
 			cause:    "type_conflict", text: "which is documented as a gauge", about: 1,

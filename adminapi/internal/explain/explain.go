@@ -82,6 +82,7 @@ const (
 const (
 	lastScrapeFamily = "agentstatsd_last_scrape_timestamp_seconds"
 	leadsFamily      = "agentstatsd_replica_leads"
+	infoFamily       = "agentstatsd_workspace_info"
 )
 
 // search is one explanation in the making.
@@ -158,6 +159,12 @@ func (s *search) explain(ctx context.Context) error {
 	switch {
 	case s.hasOtherLabels():
 		return nil
+	case s.family == infoFamily && owner == "":
+		s.add(Finding{
+			Cause: UnknownFamily, Text: fmt.Sprintf("family %s is served with --prometheus-workspace-info only, which is off", infoFamily),
+			Remedy: "Start the service with it.",
+		})
+		return nil
 	case owner == metrics.OwnerAgents, owner == "" && len(s.query.identity) > 0:
 		if err := s.findAgents(ctx); err != nil {
 			return err
@@ -183,10 +190,10 @@ func (s *search) explain(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// isStates reports whether a family is computed of the states of agents.
+// isStates reports whether a family is computed of the states of agents and workspaces.
 func isStates(family string) bool {
 	_, documented := metrics.Documented(family)
-	return documented && strings.HasPrefix(family, "coderd_agents_")
+	return documented && strings.HasPrefix(family, "coderd_agents_") || family == infoFamily
 }
 
 // owner returns who gives the family its values: agents, also if the service computes it
