@@ -173,6 +173,18 @@ func (m *monitoring) awaitScraped(t *testing.T, targets int) {
 	}
 }
 
+// awaitSilent waits until no alert is pending but those that may be, as some are before all
+// is scraped for the first time. None may have fired.
+func (m *monitoring) awaitSilent(t *testing.T, but []string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		active := m.active()
+		maps.DeleteFunc(active, func(name string, _ []alertState) bool { return slices.Contains(but, name) })
+		return len(active) == 0
+	}, 20*time.Second, 50*time.Millisecond, "in good order: %v", m.active())
+	require.Empty(t, m.fired(t), "in good order")
+}
+
 // The file of a shorter time is the rules' own, but for times.
 func TestScaledRules(t *testing.T) {
 	parallel(t)
