@@ -163,7 +163,7 @@ func TestDashboards(t *testing.T) {
 		missing = missing[:0]
 		now := time.Now()
 		ready := len(p.query(t, "group by (instance) (up == 1)", now)) == 3 &&
-			len(p.query(t, "coderd_agents_up", now)) > 0
+			len(p.query(t, `coderd_agents_up{job="agentstatsd"}`, now)) > 0
 		if ready {
 			p.record(t, now)
 		}

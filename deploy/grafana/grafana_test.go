@@ -166,7 +166,8 @@ func TestLinks(t *testing.T) {
 		}
 		require.Greater(t, len(url), len(repository))
 		require.Equal(t, repository, url[:len(repository)])
-		require.FileExists(t, filepath.Join("..", "..", filepath.FromSlash(url[len(repository):])))
+		_, err := os.Stat(filepath.Join("..", "..", filepath.FromSlash(url[len(repository):])))
+		require.NoError(t, err, url)
 	}
 	for _, b := range boards() {
 		for _, l := range b.links {
@@ -186,6 +187,7 @@ func TestLinks(t *testing.T) {
 		for _, alert := range p.alerts {
 			require.True(t, alerts[alert], "%s is an alert", alert)
 			led[alert] = true
+			exists(t, repository+"docs/runbooks/"+alert+".md")
 		}
 		for _, m := range column.FindAllStringSubmatch(p.follow.url, -1) {
 			require.Equal(t, table, p.kind)

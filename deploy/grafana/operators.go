@@ -24,6 +24,7 @@ func operators() board {
 		},
 		links: []link{
 			{"Workspaces", "/d/" + uidWorkspaces, "What users of Coder see", true},
+			{"Runbooks", repository + "docs/runbooks/README.md", "What to do when an alert fires", false},
 			{"Metrics", repository + "docs/metrics.md", "What each metric means", false},
 			{"Operations", repository + "docs/operations.md", "What has to be done while the service runs", false},
 		},
