@@ -46,6 +46,9 @@ var runElsewhere = []struct{ begin, test string }{
 	{"agentstatsd serve --data-dir two", "TestDocumentedReplicas"},
 	{"agentstatsd simulate --target localhost:2113,localhost:2115", "TestDocumentedReplicas"},
 	{"kill -9", "TestCrashes"},
+	{"systemctl status agentstatsd", "TestInstalled"},
+	{"curl -s localhost:2122/-/ready", "TestInstalled"},
+	{"curl -s localhost:2115/-/ready", "TestInstalled"},
 }
 
 // others are programs of which a text within a sentence is a command, beside notRun.
@@ -278,19 +281,21 @@ func requireShell(t *testing.T, name, block string) {
 // requireTest fails unless the module integration has a test.
 func requireTest(t *testing.T, name string) {
 	t.Helper()
-	requireText(t, "integration/*_test.go", "\nfunc "+name+"(")
+	requireText(t, "integration/*_test.go deploy/packages/*_test.go", "\nfunc "+name+"(")
 }
 
-// requireText fails unless a file whose name is as pattern has a text.
+// requireText fails unless a file whose name is as one of the patterns has a text.
 func requireText(t *testing.T, pattern, want string) {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(root, pattern))
-	require.NoError(t, err)
-	for _, file := range files {
-		text, err := os.ReadFile(file)
+	for one := range strings.FieldsSeq(pattern) {
+		files, err := filepath.Glob(filepath.Join(root, one))
 		require.NoError(t, err)
-		if strings.Contains(string(text), want) {
-			return
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			require.NoError(t, err)
+			if strings.Contains(string(text), want) {
+				return
+			}
 		}
 	}
 	require.Fail(t, "no "+pattern+" has "+want)

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// metrics is where the service is scraped.
 const metrics = "http://127.0.0.1:2112/metrics"
 
 // TestInstalled installs the packages under systemd, in a machine of its own, and does with
@@ -25,6 +26,7 @@ func TestInstalled(t *testing.T) {
 		name string
 		do   func(m *machine)
 	}{
+		{"example", (*machine).checkExample},
 		{"install", func(m *machine) { m.install(there(one)) }},
 		{"verify", func(m *machine) {
 			require.Empty(m.t, m.run("systemd-analyze", "verify", "/lib/systemd/system/agentstatsd.service", "/lib/systemd/system/agentstatsd-bridge.service"))
@@ -34,8 +36,8 @@ func TestInstalled(t *testing.T) {
 		{"bridge", (*machine).checkBridge},
 		{"watchdog", (*machine).checkWatchdog},
 		{"upgrade and back", func(m *machine) {
-			m.upgrade(there(two), "1.1.0-1")
-			m.upgrade(there(one), "1.0.0-1")
+			m.upgrade("1.1.0-1", func() { m.run("dpkg", "--install", there(two)) })
+			m.upgrade("1.0.0-1", func() { m.goBack(there(one)) })
 		}},
 		{"stop", func(m *machine) {
 			m.run("systemctl", "stop", "agentstatsd-bridge", "agentstatsd")
@@ -72,6 +74,7 @@ func (m *machine) install(path string) {
 	require.Equal(m.t, "inactive", m.property("agentstatsd-bridge", "ActiveState"), "it has no configuration")
 	require.Equal(m.t, "disabled", m.property("agentstatsd-bridge", "UnitFileState"))
 	m.await("ready, 0 sessions", "systemctl", "show", "--property", "StatusText", "agentstatsd")
+	require.Contains(m.t, m.run("systemctl", "status", "agentstatsd"), "Status: \"ready, 0 sessions\"")
 	require.Contains(m.t, m.run("curl", "--silent", "--fail", metrics), "agentstatsd_build_info{")
 	for path, want := range map[string]string{
 		"/etc/agentstatsd":                        "750 root:agentstatsd",
@@ -87,6 +90,50 @@ func (m *machine) install(path string) {
 	require.Contains(m.t, m.run("runuser", "-u", "agentstatsd", "--", "agentstatsd", "check", "--config", "/etc/agentstatsd/agentstatsd.yaml"), "schema version")
 	require.Contains(m.t, m.run("bash", "-c", "source /usr/share/bash-completion/completions/agentstatsd && complete -p agentstatsd"), "agentstatsd")
 	require.Contains(m.t, m.run("sh", "-c", "MANPAGER=cat man agentstatsd"), "COMMAND SERVE")
+}
+
+// checkExample does what examples/vm says, in a checkout with the packages of a release, and
+// removes all of it. A Prometheus scrapes the result: Debian's, of its package.
+func (m *machine) checkExample() {
+	checkoutThere := filepath.Join(m.shared, "checkout")
+	for _, name := range []string{"examples/vm/agentstatsd.yaml", "examples/vm/agentstatsd-bridge.env", "examples/vm/prometheus.yml", "deploy/prometheus/agentstatsd.rules.yml"} {
+		require.NoError(m.t, os.MkdirAll(filepath.Dir(filepath.Join(checkoutThere, name)), 0o755))
+		require.NoError(m.t, os.WriteFile(filepath.Join(checkoutThere, name), []byte(read(m.t, filepath.Join(checkout, name))), 0o644))
+	}
+	require.NoError(m.t, os.MkdirAll(filepath.Join(checkoutThere, "dist"), 0o755))
+	packages, err := filepath.Glob(filepath.Join(m.shared, "agentstatsd_1.0.0-1_*.deb"))
+	require.NoError(m.t, err)
+	require.Len(m.t, packages, 1)
+	require.NoError(m.t, os.Link(packages[0], filepath.Join(checkoutThere, "dist", filepath.Base(packages[0]))))
+	require.NoError(m.t, os.WriteFile(filepath.Join(checkoutThere, "coder-api-token"), []byte("a-token-of-coder-for-its-api"), 0o600))
+	for _, program := range []string{"prometheus", "promtool"} {
+		require.NoError(m.t, os.WriteFile(filepath.Join(m.shared, program), []byte(read(m.t, filepath.Join(checkout, "bin/debian/usr/bin", program))), 0o755))
+	}
+	m.run("mkdir", "-p", "/etc/prometheus")
+	scrapes := filepath.Join(checkoutThere, "examples/vm/prometheus.yml")
+	soon := regexp.MustCompile(`(?m)^  scrape_(interval|timeout): \d+s$`)
+	require.Len(m.t, soon.FindAllString(read(m.t, scrapes), -1), 2)
+	require.NoError(m.t, os.WriteFile(scrapes, []byte(soon.ReplaceAllString(read(m.t, scrapes), "  scrape_$1: 1s")), 0o644))
+	m.write("/run/systemd/system/prometheus.service", "[Service]\nExecStart=/mnt/prometheus --config.file=/etc/prometheus/prometheus.yml --storage.tsdb.path=/run/prometheus --web.listen-address=127.0.0.1:9090\nExecReload=/bin/kill -HUP $MAINPID\n")
+	text := read(m.t, filepath.Join(checkout, "examples/vm/README.md"))
+	blocks := regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(text, -1)
+	require.Len(m.t, blocks, 4)
+	for _, block := range blocks {
+		commands := strings.NewReplacer("make packages\n", "", "apt-get install", "apt-get install --yes --no-install-recommends",
+			"systemctl reload prometheus", "systemctl start prometheus").Replace(block[1])
+		out := m.run("bash", "-ec", "cd /mnt/checkout\n"+sudo+commands)
+		if strings.Contains(commands, "curl") {
+			require.Contains(m.t, out, `"ready":true`)
+		}
+	}
+	m.run("/mnt/promtool", "check", "config", "/etc/prometheus/prometheus.yml")
+	for _, job := range []string{"agentstatsd", "agentstatsd-bridge"} {
+		m.await(`"1"]`, "curl", "--silent", "--get", "http://127.0.0.1:9090/api/v1/query", "--data-urlencode", `query=up{job="`+job+`"}`)
+	}
+	require.Contains(m.t, m.run("curl", "--silent", "http://127.0.0.1:2122/metrics"), "agentstatsd_limit{what=\"agents\"} 5000\n")
+	m.run("sh", "-c", "systemctl stop prometheus && rm -r /etc/prometheus")
+	m.run("dpkg", "--purge", "agentstatsd")
+	m.checkNothingLeft()
 }
 
 // process returns a line of a process's status.
@@ -181,9 +228,9 @@ func (m *machine) checkWatchdog() {
 
 // upgrade installs another version, which restarts what runs. What was changed of the
 // configuration, and the database, stay.
-func (m *machine) upgrade(path, version string) {
+func (m *machine) upgrade(version string, install func()) {
 	service, bridge := m.property("agentstatsd", "MainPID"), m.property("agentstatsd-bridge", "MainPID")
-	m.run("dpkg", "--install", path)
+	install()
 	require.Equal(m.t, version, m.run("dpkg-query", "--show", "--showformat", "${Version}", "agentstatsd"))
 	for unit, before := range map[string]string{"agentstatsd": service, "agentstatsd-bridge": bridge} {
 		require.Equal(m.t, "active", m.property(unit, "ActiveState"), m.journal())
@@ -191,6 +238,21 @@ func (m *machine) upgrade(path, version string) {
 	}
 	m.await("agentstatsd_limit{what=\"agents\"} 2345\n", "curl", "--silent", metrics)
 	require.Equal(m.t, "640 root:agentstatsd", m.run("stat", "--format", "%a %U:%G", "/etc/agentstatsd/agentstatsd.yaml"))
+}
+
+// sudo is what documents begin commands with, for a shell of root.
+const sudo = `sudo() { if [ "$1" = -u ]; then runuser -u "$2" -- "${@:3}"; else env DEBIAN_FRONTEND=noninteractive "$@"; fi; }
+`
+
+// goBack does what docs/operations.md says, to a package of an older version.
+func (m *machine) goBack(path string) {
+	text := read(m.t, filepath.Join(checkout, "docs/operations.md"))
+	found := regexp.MustCompile("(?s)```sh\n(sudo systemctl stop agentstatsd\n.*?)```").FindStringSubmatch(text)
+	require.NotNil(m.t, found)
+	older := regexp.MustCompile(`\./agentstatsd_\S+\.deb`)
+	require.Regexp(m.t, older, found[1])
+	m.run("bash", "-ec", sudo+strings.Replace(older.ReplaceAllString(found[1], path), "apt-get install", "apt-get install --yes --no-install-recommends", 1))
+	require.Contains(m.t, m.journal(), "from_version=29", "the older program has made its schema of the one that it found")
 }
 
 // checkNothingLeft looks for files with our name. The user stays.

@@ -27,6 +27,9 @@ import (
 // more of them.
 const statusInterval = 10 * time.Second
 
+// unreadyInterval is the same while the process is not ready, which people wait for.
+const unreadyInterval = time.Second
+
 // maxStatusBytes bounds the line. The service manager drops messages above 4,096 bytes.
 const maxStatusBytes = 1024
 
@@ -86,16 +89,16 @@ func (n *Notifier) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	n.look(ctx, daemon.SdNotifyReady)
-	ticker := time.NewTicker(n.interval)
-	defer ticker.Stop()
-	for {
+	for state := daemon.SdNotifyReady; ; state = "" {
+		next := n.interval
+		if !n.look(ctx, state) {
+			next = min(next, unreadyInterval)
+		}
 		select {
 		case <-ctx.Done():
 			n.Stopping()
 			return nil
-		case <-ticker.C:
-			n.look(ctx, "")
+		case <-time.After(next):
 		}
 	}
 }
@@ -124,12 +127,13 @@ func (n *Notifier) Stopping() {
 	}
 }
 
-// look asks all parts, and notifies what they say, with state before it.
-func (n *Notifier) look(ctx context.Context, state string) {
+// look asks all parts, and notifies what they say, with state before it. It returns whether
+// the process is ready.
+func (n *Notifier) look(ctx context.Context, state string) (ready bool) {
 	slow := time.AfterFunc(n.interval, func() {
 		n.log.Error("a part of the process does not answer: the watchdog is not notified", "for", n.interval)
 	})
-	line := n.line()
+	line, ready := n.line()
 	slow.Stop()
 	var states []string
 	if state != "" {
@@ -148,6 +152,7 @@ func (n *Notifier) look(ctx context.Context, state string) {
 	if len(states) > 0 {
 		n.send(ctx, states...)
 	}
+	return ready
 }
 
 // send sends one message. Without a manager it does nothing.
@@ -160,7 +165,7 @@ func (n *Notifier) send(ctx context.Context, states ...string) {
 }
 
 // line returns how the process is: whether it is ready or why not, numbers, warnings.
-func (n *Notifier) line() string {
+func (n *Notifier) line() (line string, ready bool) {
 	answer := n.ready()
 	parts := []string{"ready"}
 	if !answer.Ready {
@@ -194,7 +199,7 @@ func (n *Notifier) line() string {
 	if len(answer.Warnings) > 0 {
 		parts = append(parts, "warning: "+strings.Join(answer.Warnings, "; "))
 	}
-	return agent.ShortenText(oneline.Text(strings.Join(parts, ", ")), maxStatusBytes)
+	return agent.ShortenText(oneline.Text(strings.Join(parts, ", ")), maxStatusBytes), answer.Ready
 }
 
 func hasLabel(m *dto.Metric, name, value string) bool {

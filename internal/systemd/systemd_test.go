@@ -79,6 +79,9 @@ func TestMessages(t *testing.T) {
 	answer.Store(&readiness.Answer{Ready: true, Warnings: []string{"not reloaded: " + strings.Repeat("x", 5000)}})
 	n.Reloaded()
 	message := next(t, conn)
+	if strings.HasPrefix(message, "STATUS=ready") { // it was seen before
+		message = next(t, conn)
+	}
 	require.True(t, strings.HasPrefix(message, "READY=1\nSTATUS=ready, 12 sessions, 1234567 connections of agents, replica 6f1d, warning: not reloaded: xxx"), message)
 	require.Less(t, len(message), 4096, "the manager drops longer ones")
 	n.Stopping()
@@ -86,6 +89,20 @@ func TestMessages(t *testing.T) {
 	require.Equal(t, "STOPPING=1", next(t, conn))
 	n.Reloading()
 	require.Contains(t, next(t, conn), "RELOADING=1", "it stops once")
+}
+
+// That it became ready is said soon, whatever the watchdog's time is.
+func TestReadyIsSaidSoon(t *testing.T) {
+	conn := listen(t)
+	t.Setenv("WATCHDOG_USEC", "3600000000")
+	var ready atomic.Bool
+	n, err := New(prometheus.NewRegistry(), func() readiness.Answer { return readiness.Answer{Ready: ready.Load()} }, "", slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	go func() { _ = n.Run(t.Context()) }()
+	require.Equal(t, "READY=1\nWATCHDOG=1\nSTATUS=not ready:", next(t, conn))
+	ready.Store(true)
+	for message := ""; message != "WATCHDOG=1\nSTATUS=ready"; message = next(t, conn) {
+	}
 }
 
 // The watchdog is notified only while each part answers, and that one does not is logged.
