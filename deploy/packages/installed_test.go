@@ -158,6 +158,10 @@ func (m *machine) checkSandbox() {
 	files, err := strconv.Atoi(open[1])
 	require.NoError(m.t, err)
 	require.Contains(m.t, m.run("curl", "--silent", metrics), fmt.Sprintf("agentstatsd_limit{what=\"grpc_connections\"} %d\n", files*3/4), "it reads the limit in spite of the sandbox")
+	// As many connections wait as the kernel allows, not Go's 128, which it takes if it cannot read this.
+	const backlog = "/proc/sys/net/core/somaxconn"
+	require.Equal(m.t, m.run("cat", backlog), m.run("nsenter", "--target", m.property("agentstatsd", "MainPID"), "--mount", "--root", "cat", backlog))
+	require.Contains(m.t, m.run("curl", "--silent", metrics), "\nprocess_start_time_seconds ", "it reads when the machine was started")
 }
 
 // checkReload reloads a file that can be used and one that cannot.
