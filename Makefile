@@ -159,7 +159,7 @@ test-race:
 # Without it they draw all, and the simulation runs its 100 seeds. The other modules go
 # first: they mostly wait.
 test-plain:
-	@$(call each,$(filter-out integration,$(MODULES)),nice $(GO) test -count 1 -vet=off -timeout 4m ./...)
+	@$(call each,$(filter-out integration,$(MODULES)),nice $(GO) test -count 1 -vet=off -timeout 14m ./...)
 	nice $(GO) test -vet=off -timeout 14m $(PLAIN)
 
 # The cache of results does not know what tests of other modules read and build here.
