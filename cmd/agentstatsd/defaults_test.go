@@ -27,6 +27,7 @@ var otherDefaults = map[string]string{
 	"server.IdleTimeout":    "follows from the longest report interval, which intervals are lengthened to",
 	"agents.Limits.Series":  "is sent to agents; the aggregator has the limit",
 	"fleet.SessionAge":      "0 means for ever",
+	"batcher.TouchInterval": "0 means that each value is written",
 	"aggregator.GroupBy":    "nil means that nothing is grouped",
 }
 
