@@ -72,7 +72,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	binary = filepath.Join(dir, "agentstatsd")
-	build := exec.Command("go", "build", "-o", binary, "./cmd/agentstatsd")
+	build := exec.Command("go", "build", "-trimpath", "-o", binary, "./cmd/agentstatsd")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is released
 	build.Dir = ".."
 	if out, err := build.CombinedOutput(); err != nil {

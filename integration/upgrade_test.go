@@ -87,7 +87,7 @@ func buildBefore(t *testing.T, migration string) string {
 	unpack.Stdin = bytes.NewReader(archive)
 	require.NoError(t, unpack.Run())
 	program := filepath.Join(dir, "agentstatsd-before")
-	build := exec.Command("go", "build", "-o", program, "./cmd/agentstatsd")
+	build := exec.Command("go", "build", "-trimpath", "-o", program, "./cmd/agentstatsd")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is released
 	build.Dir, build.Stderr = dir, os.Stderr
 	require.NoError(t, build.Run())

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 // TestMeasure has some agents measured for a moment.
 func TestMeasure(t *testing.T) {
 	binary := filepath.Join(t.TempDir(), "agentstatsd")
-	build := exec.Command("go", "build", "-o", binary, "./cmd/agentstatsd")
+	build := exec.Command("go", "build", "-trimpath", "-o", binary, "./cmd/agentstatsd")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is released
 	build.Dir = filepath.Join("..", "..")
 	out, err := build.CombinedOutput()

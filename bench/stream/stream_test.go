@@ -135,7 +135,7 @@ func TestSumLocks(t *testing.T) {
 // TestFleet has some agents of the real client measured for a moment.
 func TestFleet(t *testing.T) {
 	binary := filepath.Join(t.TempDir(), "agentstatsd")
-	build := exec.Command("go", "build", "-o", binary, "./cmd/agentstatsd")
+	build := exec.Command("go", "build", "-trimpath", "-o", binary, "./cmd/agentstatsd")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is released
 	build.Dir = filepath.Join("..", "..")
 	out, err := build.CombinedOutput()

@@ -59,7 +59,7 @@ func runTests(m *testing.M) (int, error) {
 		"linux-arm64": {".", "./testdata/authorities"},
 	} {
 		file := filepath.Join(dir, platform, "agentstatsd")
-		cmd := exec.Command("go", append([]string{"build", "-o", file}, build[1:]...)...)
+		cmd := exec.Command("go", append([]string{"build", "-trimpath", "-o", file}, build[1:]...)...)
 		cmd.Dir = build[0]
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+strings.TrimPrefix(platform, "linux-"))
 		if out, err := cmd.CombinedOutput(); err != nil {

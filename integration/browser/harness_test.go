@@ -217,7 +217,7 @@ func startDemo(t *testing.T) demo {
 	t.Helper()
 	dir := t.TempDir()
 	binary := filepath.Join(dir, "agentstatsd")
-	build := exec.Command("go", "build", "-o", binary, "./cmd/agentstatsd")
+	build := exec.Command("go", "build", "-trimpath", "-o", binary, "./cmd/agentstatsd")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is released
 	build.Dir = "../.."
 	out, err := build.CombinedOutput()
