@@ -5,10 +5,12 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"helm.sh/helm/v4/pkg/strvals"
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
@@ -123,6 +125,33 @@ func TestTokensSurviveUpgrades(t *testing.T) {
 	second := install()
 	require.Equal(t, first["agentstatsd-coderd-token"], second["agentstatsd-coderd-token"])
 	require.NotEqual(t, first["agentstatsd-operator-token"], second["agentstatsd-operator-token"])
+}
+
+// What README.md has whoever comes from a Deployment over SQLite give keeps the volume and the
+// token, and makes nothing that is there: Helm refuses what it has not made.
+func TestFromDeployment(t *testing.T) {
+	text, err := os.ReadFile("../kubernetes/README.md")
+	require.NoError(t, err)
+	_, section, ok := strings.Cut(string(text), "\n## From the manifests of a Deployment over SQLite\n")
+	require.True(t, ok)
+	values := parse(t, single)
+	for _, value := range regexp.MustCompile("`([A-Za-z.]+): ([a-z-]+)`").FindAllStringSubmatch(section, -1) {
+		require.NoError(t, strvals.ParseInto(value[1]+"="+value[2], values))
+	}
+	r := renderValues(t, values)
+	require.Empty(t, all[corev1.Secret](t, r, "Secret"))
+	claims := make(map[string]bool)
+	w := workloads(t, r)[0]
+	require.Empty(t, w.claims)
+	for _, v := range w.template.Spec.Volumes {
+		if v.PersistentVolumeClaim != nil {
+			claims[v.PersistentVolumeClaim.ClaimName] = true
+		}
+		if v.Name == "coderd-token" {
+			require.Equal(t, "agentstatsd-coderd-token", v.Secret.SecretName)
+		}
+	}
+	require.Equal(t, map[string]bool{"agentstatsd-data": true}, claims)
 }
 
 // A change of the configuration replaces the pods, but for what is reloaded by the sidecar.
