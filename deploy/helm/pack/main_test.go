@@ -1,6 +1,11 @@
 package main
 
 import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"io"
 	"os"
 	"testing"
 
@@ -23,6 +28,17 @@ func TestPack(t *testing.T) {
 	require.Equal(t, "1.2.3-rc.1", c.Metadata.Version)
 	require.Equal(t, "v1.2.3-rc.1", c.Metadata.AppVersion)
 	require.NotEmpty(t, c.Schema)
+
+	unzipped, err := gzip.NewReader(bytes.NewReader(first))
+	require.NoError(t, err)
+	for archive := tar.NewReader(unzipped); ; {
+		header, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		require.NoError(t, err)
+		require.Equal(t, p.created, header.ModTime.Unix(), header.Name)
+	}
 
 	p.output = t.TempDir()
 	path, err = p.run()
