@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -19,8 +20,8 @@ const metrics = "http://127.0.0.1:2112/metrics"
 // them what an administrator does, one after another.
 func TestInstalled(t *testing.T) {
 	m := newMachine(t)
-	one, two := makePackage(t, m.shared, "deb", "v1.0.0", "amd64", program), makePackage(t, m.shared, "deb", "v1.1.0", "amd64", program)
-	rpm := makePackage(t, m.shared, "rpm", "v1.0.0", "amd64", program)
+	one, two := makePackage(t, m.shared, "deb", "v1.0.0", runtime.GOARCH, program), makePackage(t, m.shared, "deb", "v1.1.0", runtime.GOARCH, program)
+	rpm := makePackage(t, m.shared, "rpm", "v1.0.0", runtime.GOARCH, program)
 	there := func(path string) string { return "/mnt/" + filepath.Base(path) }
 	for _, step := range []struct {
 		name string
@@ -119,7 +120,7 @@ func (m *machine) checkExample() {
 	blocks := regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(text, -1)
 	require.Len(m.t, blocks, 4)
 	for _, block := range blocks {
-		commands := strings.NewReplacer("make packages\n", "", "apt-get install", "apt-get install --yes --no-install-recommends",
+		commands := strings.NewReplacer("make packages\n", "", "_amd64.deb", "_"+runtime.GOARCH+".deb", "apt-get install", "apt-get install --yes --no-install-recommends",
 			"systemctl reload prometheus", "systemctl start prometheus").Replace(block[1])
 		out := m.run("bash", "-ec", "cd /mnt/checkout\n"+sudo+commands)
 		if strings.Contains(commands, "curl") {
@@ -205,7 +206,9 @@ func (m *machine) checkBridge() {
 	require.Equal(m.t, m.run("cat", "/var/lib/agentstatsd/coderd-token"), m.run("sh", "-c", inside("cat "+credentials+"coderd-token")))
 	require.Equal(m.t, "a-token-of-coder-for-its-api", m.run("sh", "-c", inside("cat "+credentials+"coder-api-token")))
 	m.run("sh", "-c", inside("cat /etc/agentstatsd/agentstatsd-bridge.yaml"))
-	for _, path := range []string{"/var/lib/agentstatsd/coderd-token", "/var/lib/agentstatsd/agentstatsd.db", "/etc/agentstatsd/coder-api-token"} {
+	for _, path := range []string{
+		"/var/lib/agentstatsd/coderd-token", "/var/lib/agentstatsd/agentstatsd.db", "/etc/agentstatsd/coder-api-token", "/etc/agentstatsd/agentstatsd.yaml", "/etc/agentstatsd/agentstatsd.env",
+	} {
 		require.Contains(m.t, m.fail("sh", "-c", inside("cat "+path)), "Permission denied", path)
 	}
 	require.Contains(m.t, m.fail("sh", "-c", inside("touch /etc/agentstatsd/x")), "Read-only file system")
@@ -303,7 +306,7 @@ func (m *machine) lintRPM(path string) {
 	out := m.try("rpmlint", path)
 	require.Contains(m.t, out, "1 packages and 0 specfiles checked")
 	said := make(map[string]bool)
-	for _, line := range regexp.MustCompile(`(?m)^agentstatsd\.x86_64: [EW]: (\S+).*$`).FindAllStringSubmatch(out, -1) {
+	for _, line := range regexp.MustCompile(`(?m)^agentstatsd\.\S+: [EW]: (\S+).*$`).FindAllStringSubmatch(out, -1) {
 		said[line[1]] = true
 		require.Contains(m.t, accepted, line[1], line[0])
 	}
