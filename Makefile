@@ -105,7 +105,7 @@ check-release: ## say what keeps the checkout from being released as VERSION
 # One commit has the tags of all modules that others use.
 tag-release: check-release ## tag the commit as VERSION, with all modules; pushes nothing
 	@test -z "$$(git status --porcelain)" || { echo "files differ from the commit:"; git status --short; exit 1; }
-	for module in '' proto/ client/ client/drpctap/; do git tag --annotate --message "agentstatsd $(VERSION)" "$$module$(VERSION)" || exit 1; done
+	for module in '' proto/ client/ client/drpctap/; do git tag --annotate --message "agentstatsd $(VERSION)" "$${module}$(VERSION)" || exit 1; done
 
 verify-release: ## look whether all in dist is whole, and of this version
 	cd deploy && $(GO) run ./release verify -version '$(VERSION)' -dist $(abspath $(DIST)) -platforms $(subst $() ,$(comma),$(PLATFORMS))

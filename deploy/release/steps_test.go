@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -60,6 +61,28 @@ func TestTags(t *testing.T) {
 		delete(tags, tag)
 	}
 	require.Empty(t, tags)
+}
+
+// The recipe makes the tags of all modules, at one commit.
+func TestTagRelease(t *testing.T) {
+	plan := exec.Command("make", "--dry-run", "--no-print-directory", "tag-release", "VERSION=v1.2.3")
+	plan.Dir = checkout
+	out, err := plan.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Contains(t, string(out), "go run ./release check -version 'v1.2.3'")
+	_, recipe, ok := strings.Cut(string(out), "\nfor module in ")
+	require.True(t, ok)
+	dir := t.TempDir()
+	git := exec.Command("sh", "-ec", "git init --quiet; git commit --quiet --allow-empty --message a\nfor module in "+recipe+"\ngit tag --points-at HEAD")
+	git.Dir = dir
+	git.Env = append(os.Environ(), "GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@example.com", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@example.com")
+	out, err = git.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	var want []string
+	for _, module := range tagged {
+		want = append(want, path.Join(module, "v1.2.3"))
+	}
+	require.ElementsMatch(t, want, strings.Fields(string(out)))
 }
 
 // RELEASE.md has each file that a release must have.
