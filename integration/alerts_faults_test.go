@@ -399,7 +399,7 @@ func littleMemory(t *testing.T) faulty {
 	return faulty{
 		[]string{s.httpAddr},
 		func() {
-			restart(fmt.Sprintf("GOMEMLIMIT=%d", s.total(t, "process_resident_memory_bytes")*9/10))
+			restart(fmt.Sprintf("GOMEMLIMIT=%d", s.total(t, "process_resident_memory_bytes")*8/10))
 		},
 		func() { restart() },
 	}

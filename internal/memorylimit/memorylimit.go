@@ -42,7 +42,7 @@ func set(container memlimit.Provider, log *slog.Logger) {
 func Collector() prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "agentstatsd_memory_limit_bytes",
-		Help: "Memory that the process may take, in bytes: the lower one of GOMEMLIMIT and the limit of its container; 0: none is known.",
+		Help: "Memory that the process may take, in bytes: the limit of its container, or GOMEMLIMIT divided by 0.9 if that is less; 0: none is known.",
 	}, func() float64 { return lower(configured(), memlimit.FromCgroup) })
 }
 
@@ -54,12 +54,14 @@ func configured() int64 {
 	return debug.SetMemoryLimit(-1)
 }
 
-// lower returns the lower one of Go's limit, math.MaxInt64 if there is none, and of the
-// container's, which is an error if there is none; 0: there is neither.
-func lower(ofGo int64, container func() (uint64, error)) float64 {
+// lower returns the lower one of what a process with Go's limit may take, math.MaxInt64 if
+// there is none, and of the container's limit, which is an error if there is none; 0: there
+// is neither. Up to its limit Go lets a healthy process grow, so that is as the nine tenths
+// that Set leaves it.
+func lower(goLimit int64, container func() (uint64, error)) float64 {
 	limit, err := container()
-	if ofGo < math.MaxInt64 && (err != nil || float64(ofGo) < float64(limit)) {
-		return float64(ofGo)
+	if whole := float64(goLimit) / ofGo; goLimit < math.MaxInt64 && (err != nil || whole < float64(limit)) {
+		return whole
 	}
 	if err != nil {
 		return 0

@@ -17,9 +17,9 @@ import (
 func TestLower(t *testing.T) {
 	none := func() (uint64, error) { return 0, memlimit.ErrNoLimit }
 	require.Zero(t, lower(math.MaxInt64, none))
-	require.Equal(t, 5.0, lower(5, none))
-	require.Equal(t, 5.0, lower(5, memlimit.Limit(6)))
-	require.Equal(t, 4.0, lower(5, memlimit.Limit(4)))
+	require.Equal(t, 1000.0, lower(900, none))
+	require.Equal(t, 1000.0, lower(900, memlimit.Limit(1001)))
+	require.Equal(t, 999.0, lower(900, memlimit.Limit(999)), "Go would let it take more")
 	require.Equal(t, 4.0, lower(math.MaxInt64, memlimit.Limit(4)))
 }
 

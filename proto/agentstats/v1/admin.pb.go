@@ -151,8 +151,8 @@ type ReplicaStatus struct {
 	Series float64 `protobuf:"fixed64,20,opt,name=series,proto3" json:"series,omitempty"`
 	// Bytes of memory that are resident.
 	ResidentBytes float64 `protobuf:"fixed64,21,opt,name=resident_bytes,json=residentBytes,proto3" json:"resident_bytes,omitempty"`
-	// Bytes of memory that GOMEMLIMIT, or its container, allows, whichever is less; 0: no
-	// limit is known.
+	// Bytes of memory that its container allows, or GOMEMLIMIT divided by 0.9 if that is
+	// less; 0: no limit is known.
 	MemoryLimitBytes float64 `protobuf:"fixed64,22,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`
 	// Cores that it used in the last 1 to 15 s, as a mean; 0 in the first second.
 	Cores float64 `protobuf:"fixed64,23,opt,name=cores,proto3" json:"cores,omitempty"`
