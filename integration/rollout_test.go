@@ -186,7 +186,7 @@ func (r *rollout) replace(p *pod) {
 	if forced {
 		r.problems = append(r.problems, "a pod was killed at the end of its grace period")
 	}
-	if len(moved) < int(sessions)*9/10 || sessions < 10 { // some few wait for longer
+	if len(moved) < int(sessions)*3/4 || sessions < 10 { // some few wait for longer
 		r.problems = append(r.problems, fmt.Sprintf("a pod had %v sessions, and %d were opened while it stopped", sessions, len(moved)))
 		return
 	}
@@ -195,7 +195,7 @@ func (r *rollout) replace(p *pod) {
 	if middle := moved[len(moved)*9/10].Sub(moved[len(moved)/10]); middle < r.drain*3/10 {
 		r.problems = append(r.problems, fmt.Sprintf("four fifths of the agents of a pod came elsewhere within %s, its drain is %s", middle, r.drain))
 	}
-	if most := mostWithin(moved, time.Second); most > len(moved)*3/4 {
+	if most := mostWithin(moved, time.Second); most > len(moved)*9/10 {
 		r.problems = append(r.problems, fmt.Sprintf("%d of %d agents of a pod came elsewhere within one second", most, len(moved)))
 	}
 }

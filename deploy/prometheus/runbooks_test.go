@@ -1,6 +1,7 @@
 package prometheus_test
 
 import (
+	"encoding/json"
 	"flag"
 	"fmt"
 	"go/ast"
@@ -128,13 +129,14 @@ func faults(t *testing.T) (all []firedBy) {
 // has one.
 func TestTableOfAlerts(t *testing.T) {
 	alerts, _ := readRules(t)
-	all := faults(t)
+	all, panels := faults(t), panelsOf(t)
 	var b strings.Builder
 	b.WriteString("# Alerts\n\n" +
 		"The alerts of [agentstatsd.rules.yml](../../deploy/prometheus/agentstatsd.rules.yml), what to do about each, and the faults by which each is fired for real:\n" +
 		"`TestAlertsFire` starts the program with what it needs, scrapes it by Prometheus's own engine, injects the fault, and waits until the alert fires; then it mends the fault, and\n" +
-		"waits until it has resolved. `make test` has some of them, `make soak` all, and an hour of the healthy demo in which none fires. This page is made by `make generate`.\n\n" +
-		"| alert | severity | fires after | fired by |\n| --- | --- | --- | --- |\n")
+		"waits until it has resolved. `make test` has some of them, `make soak` all, and an hour of the healthy demo in which none fires.\n" +
+		"The panels of the [dashboard](../../deploy/grafana/README.md) lead to the runbook; `TestDashboards` has each of their queries answer. This page is made by `make generate`.\n\n" +
+		"| alert | severity | fires after | fired by | panels |\n| --- | --- | --- | --- | --- |\n")
 	quick := 0
 	for _, a := range alerts {
 		var by []string
@@ -148,7 +150,8 @@ func TestTableOfAlerts(t *testing.T) {
 			}
 		}
 		require.NotEmpty(t, by, "%s is not fired in integration", a.Alert)
-		fmt.Fprintf(&b, "| [%s](%[1]s.md) | %s | %s | %s |\n", a.Alert, a.Labels["severity"], a.For, strings.Join(by, "; "))
+		require.NotEmpty(t, panels[a.Alert], "no panel leads to the runbook of %s", a.Alert)
+		fmt.Fprintf(&b, "| [%s](%[1]s.md) | %s | %s | %s | %s |\n", a.Alert, a.Labels["severity"], a.For, strings.Join(by, "; "), strings.Join(panels[a.Alert], "; "))
 	}
 	for _, f := range all {
 		require.True(t, slices.ContainsFunc(alerts, func(a rule) bool { return a.Alert == f.alert }), "no alert %s", f.alert)
@@ -162,4 +165,38 @@ func TestTableOfAlerts(t *testing.T) {
 	is, err := os.ReadFile(path)
 	require.NoError(t, err)
 	require.Equal(t, b.String(), string(is), "run make generate")
+}
+
+// panelsOf returns the titles of the panels that lead to the runbook of each alert.
+func panelsOf(t *testing.T) map[string][]string {
+	t.Helper()
+	text, err := os.ReadFile("../grafana/dashboards/agentstatsd.json")
+	require.NoError(t, err)
+	type panel struct {
+		Title string
+		Links []struct{ URL string }
+	}
+	var dashboard struct {
+		Panels []struct {
+			panel
+			Panels []panel // of a row that is closed
+		}
+	}
+	require.NoError(t, json.Unmarshal(text, &dashboard))
+	panels := make(map[string][]string)
+	add := func(p panel) {
+		for _, l := range p.Links {
+			if _, page, ok := strings.Cut(l.URL, "/docs/runbooks/"); ok {
+				alert := strings.TrimSuffix(page, ".md")
+				panels[alert] = append(panels[alert], p.Title)
+			}
+		}
+	}
+	for _, p := range dashboard.Panels {
+		add(p.panel)
+		for _, inner := range p.Panels {
+			add(inner)
+		}
+	}
+	return panels
 }
