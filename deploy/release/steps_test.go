@@ -40,6 +40,16 @@ func TestStepsAreTargets(t *testing.T) {
 	}
 }
 
+// What gets the tags is tested as it is: prepare-release changes files, so the tests run before
+// it, which finds what is to be mended, and again between it and the tags.
+func TestTaggedCommitIsTested(t *testing.T) {
+	var order []string
+	for _, step := range regexp.MustCompile(`(?m)^make (test|prepare-release|tag-release)\b`).FindAllStringSubmatch(read(t, "RELEASE.md"), -1) {
+		order = append(order, step[1])
+	}
+	require.Equal(t, []string{"test", "prepare-release", "test", "tag-release"}, order)
+}
+
 // RELEASE.md, CONTRIBUTING.md and the Makefile name the same tags.
 func TestTags(t *testing.T) {
 	var prefixes []string
