@@ -236,6 +236,33 @@ func TestNotes(t *testing.T) {
 	}
 }
 
+// Whoever has a bridge is told of the key that its volume needs, by notes, README.md and
+// values.yaml, unless it needs none.
+func TestSecretWithoutAuthority(t *testing.T) {
+	const bridge = "bridge: {enabled: true, tls: {allowPlaintext: true}, config: {bridge: {upstream: http://a}}}\n"
+	for values, key := range map[string]string{
+		single + bridge: "ca.crt",
+		"tls: {existingSecret: a, caKey: b.crt}\n" + bridge: "b.crt",
+		"tls: {existingSecret: a, caKey: \"\"}\n" + bridge:  "",
+		"tls: {allowPlaintext: true}\n" + bridge:            "",
+		single:                                              "",
+		alone:                                               "",
+	} {
+		r := renderValues(t, parse(t, values))
+		volumes := strings.Contains(r.YAML(), "\n              - key: "+key+"\n")
+		require.Equal(t, key != "", strings.Contains(r.Notes, "stay in ContainerCreating"), values)
+		if key != "" {
+			require.True(t, volumes, "the bridge mounts it")
+			require.Contains(t, r.Notes, "If the Secret a has no "+key+", as `kubectl create secret tls` and ACME make it")
+		}
+	}
+	for _, file := range []string{"../kubernetes/README.md", filepath.Join(Dir, "values.yaml")} {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		require.Contains(t, string(text), "the bridge's pods stay in ContainerCreating:", file)
+	}
+}
+
 // Another release in the namespace has names and selectors of its own.
 func TestReleasesDoNotMeet(t *testing.T) {
 	values := readValues(t, "testdata/values/bridge.yaml")
