@@ -31,6 +31,8 @@ type Cluster struct {
 	APIVersions []string
 	// Secrets are those that it has, by name, with their data.
 	Secrets map[string]map[string]string
+	// Replicas are those of its Deployments, by name.
+	Replicas map[string]int64
 }
 
 // Rendered is what a release is made of.
@@ -91,32 +93,45 @@ func render(c *chart.Chart, name, namespace string, values map[string]any, clust
 	return r, nil
 }
 
-// GetClientFor implements engine.ClientProvider: lookup finds the Secrets.
+// GetClientFor implements engine.ClientProvider: lookup finds Secrets and Deployments.
 func (c *Cluster) GetClientFor(apiVersion, kind string) (dynamic.NamespaceableResourceInterface, bool, error) {
-	if apiVersion != "v1" || kind != "Secret" {
-		return nil, false, fmt.Errorf("look up %s %s: want a Secret of v1", apiVersion, kind)
+	switch apiVersion + " " + kind {
+	case "v1 Secret":
+		return client{get: c.secret}, true, nil
+	case "apps/v1 Deployment":
+		return client{get: c.deployment}, true, nil
 	}
-	return secretClient{cluster: c}, true, nil
+	return nil, false, fmt.Errorf("look up %s %s: want a Secret of v1 or a Deployment of apps/v1", apiVersion, kind)
 }
 
-// secretClient reads the Secrets of a cluster. Nothing else of a client is used.
-type secretClient struct {
+// client reads the objects of a kind, in any namespace. Nothing else of a client is used.
+type client struct {
 	dynamic.NamespaceableResourceInterface
-	cluster *Cluster
+	get func(name string) (fields map[string]any, ok bool)
 }
 
 // Namespace implements dynamic.NamespaceableResourceInterface.
-func (c secretClient) Namespace(string) dynamic.ResourceInterface { return c }
+func (c client) Namespace(string) dynamic.ResourceInterface { return c }
 
 // Get implements dynamic.ResourceInterface.
-func (c secretClient) Get(_ context.Context, name string, _ metav1.GetOptions, _ ...string) (*unstructured.Unstructured, error) {
-	data, ok := c.cluster.Secrets[name]
+func (c client) Get(_ context.Context, name string, _ metav1.GetOptions, _ ...string) (*unstructured.Unstructured, error) {
+	fields, ok := c.get(name)
 	if !ok {
-		return nil, errors.NewNotFound(schema.GroupResource{Resource: "secrets"}, name)
+		return nil, errors.NewNotFound(schema.GroupResource{}, name)
 	}
+	return &unstructured.Unstructured{Object: fields}, nil
+}
+
+func (c *Cluster) secret(name string) (map[string]any, bool) {
+	data, ok := c.Secrets[name]
 	values := make(map[string]any)
 	for key, value := range data {
 		values[key] = value
 	}
-	return &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "Secret", "data": values}}, nil
+	return map[string]any{"apiVersion": "v1", "kind": "Secret", "data": values}, ok
+}
+
+func (c *Cluster) deployment(name string) (map[string]any, bool) {
+	replicas, ok := c.Replicas[name]
+	return map[string]any{"apiVersion": "apps/v1", "kind": "Deployment", "spec": map[string]any{"replicas": replicas}}, ok
 }

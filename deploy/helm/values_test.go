@@ -195,10 +195,19 @@ func TestShapes(t *testing.T) {
 
 	r := renderValues(t, parse(t, replicated+"autoscaling: {enabled: true}"))
 	require.Nil(t, all[appsv1.Deployment](t, r, "Deployment")[0].Spec.Replicas, "the autoscaler sets it")
+	for name, want := range map[string]*int32{"agentstatsd": new(int32(7)), "agentstatsd-bridge": nil} {
+		r, err := Render(Dir, "agentstatsd", "coder", parse(t, replicated+"replicas: 5\nautoscaling: {enabled: true}"), Cluster{Replicas: map[string]int64{name: 7}}, true)
+		require.NoError(t, err)
+		require.Equal(t, want, all[appsv1.Deployment](t, r, "Deployment")[0].Spec.Replicas, "it goes on with what it has: %s", name)
+	}
 	h := all[autoscalingv2.HorizontalPodAutoscaler](t, r, "HorizontalPodAutoscaler")[0]
 	require.Equal(t, d.Name, h.Spec.ScaleTargetRef.Name)
 	require.Equal(t, "agentstatsd_sessions", h.Spec.Metrics[0].Pods.Metric.Name)
 	require.EqualValues(t, 5000, h.Spec.Metrics[0].Pods.Target.AverageValue.Value())
+
+	r, err := Render(Dir, "agentstatsd", "coder", parse(t, replicated), Cluster{Replicas: map[string]int64{"agentstatsd": 7}}, true)
+	require.NoError(t, err)
+	require.EqualValues(t, 3, *all[appsv1.Deployment](t, r, "Deployment")[0].Spec.Replicas, "without an autoscaler it has what values say")
 
 	s := all[appsv1.StatefulSet](t, renderValues(t, parse(t, single+"replicas: 1")), "StatefulSet")[0]
 	require.EqualValues(t, 1, *s.Spec.Replicas)
