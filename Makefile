@@ -1,7 +1,8 @@
 # Everything that people and CI run; `make help` lists it. `make demo` and `make
 # check` need nothing but Go. `make test` needs a C compiler for the race detector,
 # and what it starts: it installs PostgreSQL, PgBouncer, Chromium, lintian, rpm and rpmlint,
-# and downloads nginx, Caddy, Prometheus and axe-core. The packages are tested as root.
+# and downloads nginx, Caddy, Prometheus and axe-core. It needs root
+# where it installs our packages, and where it starts our image.
 
 GO    ?= go
 TOOL  := $(GO) tool -modfile=$(CURDIR)/tools/go.mod

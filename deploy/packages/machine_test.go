@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,12 +23,10 @@ type machine struct {
 	shared string // directory that is /mnt there
 }
 
-// privileged returns a command that runs as root.
-func privileged(name string, args ...string) *exec.Cmd {
-	if os.Geteuid() == 0 {
-		return exec.Command(name, args...)
-	}
-	return exec.Command("sudo", append([]string{"-n", name}, args...)...)
+// requireRoot fails a test that mounts, or makes files of other users, unless root runs it.
+func requireRoot(t *testing.T) {
+	t.Helper()
+	require.Zero(t, os.Geteuid(), "this test needs root, for mounts and files of other users")
 }
 
 // cgroups returns the directory of the unified hierarchy.
@@ -40,29 +39,30 @@ func cgroups(t *testing.T) string {
 	return string(found[1])
 }
 
-// newMachine starts a machine, and ends it with the test. It needs root, or sudo.
+// newMachine starts a machine, and ends it with the test.
 func newMachine(t *testing.T) *machine {
 	t.Helper()
+	requireRoot(t)
 	m := &machine{t: t, shared: t.TempDir()}
 	require.NoError(t, os.Chmod(m.shared, 0o755))
 	script, err := filepath.Abs("testdata/machine.sh")
 	require.NoError(t, err)
 	group := filepath.Join(cgroups(t), fmt.Sprintf("agentstatsd-packages-%d", os.Getpid()))
 	var log bytes.Buffer
-	cmd := privileged(script, group, m.shared)
+	cmd := exec.Command(script, group, m.shared)
 	cmd.Stdout, cmd.Stderr = &log, &log
 	require.NoError(t, cmd.Start())
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
 	t.Cleanup(func() {
 		if m.pid != 0 {
-			_ = privileged("kill", "-KILL", strconv.Itoa(m.pid)).Run()
+			_ = syscall.Kill(m.pid, syscall.SIGKILL)
 		} else {
-			_ = privileged("kill", "-KILL", strconv.Itoa(cmd.Process.Pid)).Run()
+			_ = cmd.Process.Kill()
 		}
 		<-exited
 		require.Eventually(t, func() bool {
-			return privileged("find", group, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+").Run() == nil
+			return exec.Command("find", group, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+").Run() == nil
 		}, 30*time.Second, 50*time.Millisecond)
 	})
 	deadline := time.Now().Add(60 * time.Second)
@@ -70,7 +70,7 @@ func newMachine(t *testing.T) *machine {
 		select {
 		case err := <-exited:
 			exited <- err
-			require.Fail(t, "the machine has ended", "%v: it needs root\n%s", err, &log)
+			require.Fail(t, "the machine has ended", "%v\n%s", err, &log)
 		case <-time.After(50 * time.Millisecond):
 		}
 		require.True(t, time.Now().Before(deadline), "the machine does not run")
@@ -101,7 +101,7 @@ func firstProcess(parent int) int {
 
 // command returns a command that runs in the machine.
 func (m *machine) command(args ...string) *exec.Cmd {
-	return privileged("nsenter", append([]string{"--target", strconv.Itoa(m.pid), "--mount", "--pid", "--cgroup", "--uts", "--ipc", "--net", "--root", "--wd", "--"}, args...)...)
+	return exec.Command("nsenter", append([]string{"--target", strconv.Itoa(m.pid), "--mount", "--pid", "--cgroup", "--uts", "--ipc", "--net", "--root", "--wd", "--"}, args...)...)
 }
 
 // try runs a command and returns what it wrote, whatever its exit code is.
