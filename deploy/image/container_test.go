@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -39,7 +40,7 @@ func unpack(t *testing.T) string {
 	file, err := os.Create(archive)
 	require.NoError(t, err)
 	w := tar.NewWriter(file)
-	eachFile(t, images(t, index)["linux/amd64"], func(h *tar.Header, data io.Reader) {
+	eachFile(t, images(t, index)["linux/"+runtime.GOARCH], func(h *tar.Header, data io.Reader) {
 		require.NoError(t, w.WriteHeader(h))
 		_, err := io.Copy(w, data)
 		require.NoError(t, err)

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -150,7 +151,7 @@ func TestLintian(t *testing.T) {
 
 func lintian(t *testing.T, of string) {
 	t.Helper()
-	require.Empty(t, output(t, "lintian", "--allow-root", "--fail-on", "error,warning", makePackage(t, t.TempDir(), "deb", "v1.2.3", "amd64", of)))
+	require.Empty(t, output(t, "lintian", "--allow-root", "--fail-on", "error,warning", makePackage(t, t.TempDir(), "deb", "v1.2.3", runtime.GOARCH, of)))
 }
 
 // The units are exposed as little as can be.
