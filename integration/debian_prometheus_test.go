@@ -22,7 +22,7 @@ func TestDebianPrometheus(t *testing.T) {
 	beside(t)
 	s := newService(t, "--report-interval", "1s")
 	s.start(t)
-	sim := startSimulation(t, s, "--agents", "5", "--report-interval", "1s", "--duration", "2s", "--keep")
+	sim := startSimulation(t, s, "--agents", "20", "--report-interval", "1s", "--duration", "2s", "--keep")
 	require.NoError(t, sim.wait())
 
 	text, err := os.ReadFile("../deploy/prometheus/prometheus-2.yml")
@@ -34,7 +34,7 @@ func TestDebianPrometheus(t *testing.T) {
 	// And README's.
 	_, job, _ := strings.Cut(readmeJob(t), "scrape_configs:\n")
 	text = append(text, "\n"+strings.Replace(job, "job_name: agentstatsd\n", "job_name: agentstatsd-readme\n", 1)...)
-	places := strings.NewReplacer("localhost:2112", s.httpAddr, "15s", "1s", "10s", "1s")
+	places := strings.NewReplacer("localhost:2112", s.httpAddr, "15s", "3s", "10s", "3s")
 	dir, addr := t.TempDir(), freeport.Addr()
 	file := filepath.Join(dir, "prometheus.yml")
 	require.NoError(t, os.WriteFile(file, []byte(places.Replace(string(text))), 0o600))
@@ -68,15 +68,19 @@ func TestDebianPrometheus(t *testing.T) {
 		text, _ := answer.Data.Result[0].Value[1].(string)
 		return text
 	}
-	require.Eventually(t, func() bool { return count("count(coderd_agents_up)") == "15" }, 20*time.Second, 50*time.Millisecond, "%s", output)
-	require.Equal(t, "1", count(`min_over_time(up{job="agentstatsd"}[1m])`))
-	require.Equal(t, "5", count(`count(coderd_agents_up{job="agentstatsd-readme"})`))
+	// A scrape that takes too long on a slow machine is followed by another one.
+	await := func(want, query string) {
+		t.Helper()
+		require.Eventually(t, func() bool { return count(query) == want }, 30*time.Second, 50*time.Millisecond, "%s\n%s", query, output)
+	}
+	await("6", "sum(up)")
+	await("1", `count(coderd_agents_up{job="agentstatsd"}) > bool 10`)
+	for _, job := range []string{"agentstatsd-readme", "agentstatsd-shards"} {
+		await("1", `count(coderd_agents_up{shard="",job="`+job+`"}) == bool count(coderd_agents_up{job="agentstatsd"})`)
+	}
 	// The four parts together are the whole.
-	require.Equal(t, "4", count(`sum(up{job="agentstatsd-shards"})`))
-	require.Equal(t, "5", count(`count(coderd_agents_up{job="agentstatsd-shards",shard=""})`))
 	all := `{__name__=~"coderd_.*|agent_.*|go_.*",job="agentstatsd"}`
-	require.NotEmpty(t, count("count("+all+")"))
-	require.Empty(t, count(`count(`+all+` unless ignoring(job) `+strings.ReplaceAll(all, `agentstatsd"`, `agentstatsd-shards"`)+`)`))
+	await("0", `count(`+all+` unless ignoring(job) `+strings.ReplaceAll(all, `agentstatsd"`, `agentstatsd-shards"`)+`) or (count(`+all+`) > bool 0) - 1`)
 	resp, err := http.Get("http://" + addr + "/api/v1/rules?type=alert")
 	require.NoError(t, err)
 	defer func() { _ = resp.Body.Close() }()

@@ -29,14 +29,20 @@ func requireRoot(t *testing.T) {
 	require.Zero(t, os.Geteuid(), "this test needs root, for mounts and files of other users")
 }
 
-// cgroups returns the directory of the unified hierarchy.
+// cgroups returns the directory of the unified hierarchy, which is mounted if it is not.
 func cgroups(t *testing.T) string {
 	t.Helper()
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	require.NoError(t, err)
 	found := regexp.MustCompile(`(?m)^\S+ \S+ \S+ \S+ (\S+) .* - cgroup2 `).FindSubmatch(mounts)
-	require.NotNil(t, found, "the packages are tested under systemd, which needs cgroup2: it is not mounted")
-	return string(found[1])
+	if found != nil {
+		return string(found[1])
+	}
+	dir := t.TempDir()
+	out, err := exec.Command("mount", "-t", "cgroup2", "cgroup2", dir).CombinedOutput()
+	require.NoError(t, err, "the packages are tested under systemd, which needs cgroup2: %s", out)
+	t.Cleanup(func() { require.NoError(t, exec.Command("umount", dir).Run()) })
+	return dir
 }
 
 // newMachine starts a machine, and ends it with the test.
