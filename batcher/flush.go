@@ -297,14 +297,3 @@ func (b *Batcher) publish(ctx context.Context) {
 	}
 	b.publishing.Works(ctx)
 }
-
-// count returns how many rows have a fate.
-func (b *batch) count(f fate) int {
-	n := 0
-	for _, other := range b.fates {
-		if other == f {
-			n++
-		}
-	}
-	return n
-}
