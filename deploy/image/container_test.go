@@ -24,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/x509roots/fallback/bundle"
 	"google.golang.org/grpc"
@@ -124,16 +125,21 @@ func TestContainer(t *testing.T) {
 	require.Contains(t, log.String(), "agentstatsd stopped")
 }
 
+// get waits until the page is answered with 200: the service says that it starts before it is
+// ready.
 func get(t *testing.T, addr, path string) string {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+path, nil)
-	require.NoError(t, err)
-	resp, err := http.DefaultClient.Do(req)
-	require.NoError(t, err)
-	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(resp.Body)
-	require.NoError(t, err)
-	require.Equal(t, http.StatusOK, resp.StatusCode, "%s", body)
+	var body []byte
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+path, nil)
+		require.NoError(c, err)
+		resp, err := http.DefaultClient.Do(req)
+		require.NoError(c, err)
+		defer func() { _ = resp.Body.Close() }()
+		body, err = io.ReadAll(resp.Body)
+		require.NoError(c, err)
+		require.Equal(c, http.StatusOK, resp.StatusCode, "%s", body)
+	}, 20*time.Second, 20*time.Millisecond)
 	return string(body)
 }
 

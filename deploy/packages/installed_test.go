@@ -122,9 +122,11 @@ func (m *machine) checkExample() {
 	for _, block := range blocks {
 		commands := strings.NewReplacer("make packages\n", "", "_amd64.deb", "_"+runtime.GOARCH+".deb", "apt-get install", "apt-get install --yes --no-install-recommends",
 			"systemctl reload prometheus", "systemctl start prometheus").Replace(block[1])
-		out := m.run("bash", "-ec", "cd /mnt/checkout\n"+sudo+commands)
-		if strings.Contains(commands, "curl") {
-			require.Contains(m.t, out, `"ready":true`)
+		// A process has started before it is ready.
+		commands, question, asks := strings.Cut(commands, "curl ")
+		m.run("bash", "-ec", "cd /mnt/checkout\n"+sudo+commands)
+		if asks {
+			m.await(`"ready":true`, "bash", "-c", "curl "+question)
 		}
 	}
 	m.run("/mnt/promtool", "check", "config", "/etc/prometheus/prometheus.yml")
@@ -196,7 +198,7 @@ func (m *machine) checkBridge() {
 	m.run("sh", "-c", "umask 077; echo a-token-of-coder-for-its-api >/etc/agentstatsd/coder-api-token")
 	m.run("systemctl", "enable", "--now", "agentstatsd-bridge")
 	m.await("connections of agents", "systemctl", "show", "--property", "StatusText", "agentstatsd-bridge")
-	require.Contains(m.t, m.run("curl", "--silent", "http://127.0.0.1:2115/-/ready"), `"ready":true`)
+	m.await(`"ready":true`, "curl", "--silent", "http://127.0.0.1:2115/-/ready")
 	pid := m.property("agentstatsd-bridge", "MainPID")
 	require.NotEqual(m.t, m.process("agentstatsd", "Uid"), m.process("agentstatsd-bridge", "Uid"))
 	inside := func(command string) string {
