@@ -231,7 +231,8 @@ func TestCallsOfAgentsArePaced(t *testing.T) {
 func TestCallsOfAgentsThatMustStayAwayAreBounded(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{
 		TCP: true, Fleet: fleet.Options{MessagesPerSecond: 1, MessagesBurst: 100},
-		Server: grpcserver.Options{MaxStrangerCalls: 10, StrangerRate: 1, StrangerBurst: 200},
+		// Nothing is closed as idle, however slow the machine is.
+		Server: grpcserver.Options{MaxStrangerCalls: 10, StrangerRate: 1, StrangerBurst: 200, IdleTimeout: 10 * time.Minute},
 	})
 	s.Register(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
 	good := s.Connect(edgetest.Session{Agent: 2, Instance: 2})
@@ -277,7 +278,8 @@ func TestCallsOfAgentsThatMustStayAwayAreBounded(t *testing.T) {
 		requireClosed(t, c.conn)
 	}
 	require.Less(t, connections, 200, "each has more calls than a stranger may have")
-	_ = reset(own) // nothing is left of the allowance
+	for limited(s, "turned_away_calls") == 0 && reset(own) == nil { // nothing is left of the allowance, but for one a second
+	}
 	<-own.closed
 	require.Positive(t, limited(s, "turned_away_calls"))
 
