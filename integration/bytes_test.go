@@ -48,7 +48,7 @@ func scrapeBytes(t *testing.T, s *service) map[agentLabels]received {
 // requireBytesOnce compares the gauges with what the agents received since a scrape.
 // That scrape was before a life of the service that is shorter than their window. A
 // report that arrived between that scrape and the kill, or whose ack did, shifts an
-// agent by a report. That is less than a quarter of them, also on a busy machine. None
+// agent by a report, on a slow machine by two. Those are less than a quarter of them. None
 // counts twice.
 func requireBytesOnce(t *testing.T, before, after map[agentLabels]received) {
 	t.Helper()
@@ -62,7 +62,7 @@ func requireBytesOnce(t *testing.T, before, after map[agentLabels]received) {
 		if got := a.gauge; got == want {
 			exact++
 		} else {
-			require.LessOrEqual(t, math.Abs(got-want), float64(maxReportBytes), "%v: gauge %v, received %v", of, got, want)
+			require.LessOrEqual(t, math.Abs(got-want), 2*float64(maxReportBytes), "%v: gauge %v, received %v", of, got, want)
 		}
 	}
 	require.GreaterOrEqual(t, exact, len(before)*3/4, "agents whose bytes count exactly once")
