@@ -230,8 +230,11 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// Only GET and HEAD are answered. HEAD has the status and the length of GET.
-func TestMethods(t *testing.T) {
+// Only GET and HEAD are answered. HEAD has the status and the length of GET. A page says
+// how old things are, so the clock stands still.
+func TestMethods(t *testing.T) { bubble.Test(t, testMethods) }
+
+func testMethods(t *testing.T) {
 	h := consoleOf(t, newFake(), Options{})
 	for _, target := range []string{"/status", "/status/agents", "/api/v1/status/agents", "/status/static/style.css"} {
 		for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodOptions} {
