@@ -173,8 +173,9 @@ type SubscriptionOpening struct {
 	Name string
 	// Stream is random.
 	Stream ID
-	// Position is what the watcher has processed. Batches up to it are removed, unless
-	// the newest has its number and another nonce.
+	// Position is what the watcher has processed. Batches up to it are removed if it is
+	// the newest batch's by number and nonce, or an older one of the incarnation. The
+	// database does not have another one of the incarnation.
 	Position Position
 	// StandBy leaves a subscription to the stream that owns it.
 	StandBy bool

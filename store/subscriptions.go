@@ -134,16 +134,12 @@ func (s *Store) OpenSubscription(ctx context.Context, o agent.SubscriptionOpenin
 		}
 		opened.Number, opened.Nonce = r.number, r.nonce
 		upTo := int64(0)
-		if o.Position.Incarnation == r.Incarnation {
-			upTo = o.Position.Number
-			switch {
-			case upTo > r.number:
-				opened.Restored, r.Incarnation = true, o.Incarnation
-			case upTo == r.number && o.Position.Nonce != r.nonce:
-				// The number was assigned again: the watcher has processed another
-				// batch.
-				opened.Restored, r.Incarnation, upTo = true, o.Incarnation, 0
-			}
+		switch p := o.Position; {
+		case p.Number == r.number && p.Nonce == r.nonce, p.Incarnation == r.Incarnation && p.Number < r.number:
+			upTo = p.Number
+		case p.Incarnation == r.Incarnation:
+			// Numbers are assigned again: the watcher may have processed other batches.
+			opened.Restored, r.Incarnation = true, o.Incarnation
 		}
 		opened.Subscription = r.Subscription
 		_, err = tx.ExecContext(ctx, `

@@ -81,7 +81,7 @@ func (t *reportTables) open(o *agent.SubscriptionOpening, now time.Time) (opened
 			row = r
 		}
 	}
-	switch {
+	switch p := o.Position; {
 	case row.ID == 0 && len(t.subscriptions) >= o.Max:
 		return opened, fmt.Errorf("%w subscriptions: want at most %d", agent.ErrTooMany, o.Max)
 	case row.ID == 0:
@@ -91,15 +91,10 @@ func (t *reportTables) open(o *agent.SubscriptionOpening, now time.Time) (opened
 	case o.StandBy && row.owner != (agent.ID{}) && row.owner != o.Stream && row.ownerUntil.After(now):
 		opened.Owned = true
 		return opened, nil
-	case o.Position.Incarnation == row.Incarnation:
-		upTo := o.Position.Number
-		switch {
-		case upTo > row.number:
-			opened.Restored, row.Incarnation = true, o.Incarnation
-		case upTo == row.number && o.Position.Nonce != row.nonce:
-			opened.Restored, row.Incarnation, upTo = true, o.Incarnation, 0
-		}
-		t.ack(row.ID, upTo)
+	case p.Number == row.number && p.Nonce == row.nonce, p.Incarnation == row.Incarnation && p.Number < row.number:
+		t.ack(row.ID, p.Number)
+	case p.Incarnation == row.Incarnation:
+		opened.Restored, row.Incarnation = true, o.Incarnation
 	}
 	row.owner, row.ownerUntil = o.Stream, now.Add(o.Lease)
 	t.subscriptions[row.ID] = row
