@@ -18,12 +18,10 @@ import (
 )
 
 const (
-	// firstRegisterTimeout bounds the wait for a service that is just starting.
-	firstRegisterTimeout = 15 * time.Second
-	// deregisterTimeout bounds the deregistration of a small fleet, deregisterTime is what
-	// it may take longer for each workspace.
-	deregisterTimeout = 15 * time.Second
-	deregisterTime    = 5 * time.Millisecond
+	// changeTimeout bounds the change of a small fleet, the wait for a service that is just
+	// starting included. changeTime is what it may take longer for each workspace.
+	changeTimeout = 15 * time.Second
+	changeTime    = 5 * time.Millisecond
 	// registerInterval is the time between two registrations of the whole
 	// fleet, as coderd repeats them in case the service lost its database.
 	registerInterval = time.Minute
@@ -48,6 +46,11 @@ type coderd struct {
 
 func newCoderd(c *client.Coderd, p planner, workspaces []plannedWorkspace, log *slog.Logger) *coderd {
 	return &coderd{client: c, planner: p, workspaces: slices.Clone(workspaces), log: log, changing: make(chan struct{}, 1)}
+}
+
+// timeout bounds the first registration and the deregistration of the fleet.
+func (c *coderd) timeout() time.Duration {
+	return changeTimeout + time.Duration(len(c.workspaces))*changeTime
 }
 
 // register registers the fleet.
@@ -189,8 +192,7 @@ func (c *coderd) run(ctx context.Context, unknown <-chan struct{}) {
 
 // deregister deregisters the fleet. Nothing else may run.
 func (c *coderd) deregister(ctx context.Context) error {
-	timeout := deregisterTimeout + time.Duration(len(c.workspaces))*deregisterTime
-	return retry(ctx, timeout, func(ctx context.Context) error {
+	return retry(ctx, c.timeout(), func(ctx context.Context) error {
 		ids := make([]uuid.UUID, len(c.workspaces))
 		for i, w := range c.workspaces {
 			ids[i] = w.id

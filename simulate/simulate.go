@@ -62,7 +62,7 @@ func run(ctx context.Context, opts Options, conns *connections, log *slog.Logger
 		return Summary{}, err
 	}
 	started := time.Now()
-	if err := retry(ctx, firstRegisterTimeout, c.register); err != nil {
+	if err := retry(ctx, c.timeout(), c.register); err != nil {
 		return Summary{}, err
 	}
 	log.InfoContext(ctx, "agents are registered", "agents", len(f.agents), "run", shortID(secret))
