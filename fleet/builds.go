@@ -25,7 +25,7 @@ type finishedBuild struct {
 func (f *Fleet) queueFinishedBuild(e *entry) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	f.queueFinishedBuildOf(f.registry.workspaces[e.reg.Load().Workspace.ID])
+	f.queueFinishedBuildOf(f.registry.workspaces.Get(e.reg.Load().Workspace.ID))
 }
 
 // queueFinishedBuildOf is called while the registry does not change. A workspace that is

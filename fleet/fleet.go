@@ -333,7 +333,7 @@ func (f *Fleet) Healthy() error {
 // ErrUnavailable while the registrations are not loaded or cannot be read.
 func (f *Fleet) Authenticate(ctx context.Context, token string) (agent.ID, error) {
 	hash := sha256.Sum256([]byte(token))
-	e, err := f.lookUp(ctx, ErrUnknownToken, func(r *registry) *entry { return r.tokens[hash] })
+	e, err := f.lookUp(ctx, ErrUnknownToken, func(r *registry) *entry { return r.tokens.Get(hash) })
 	if err != nil {
 		return agent.ID{}, err
 	}
@@ -376,7 +376,7 @@ func (f *Fleet) entry(id agent.ID) (*entry, error) {
 	if !f.loaded {
 		return nil, ErrUnavailable
 	}
-	if e := f.registry.agents[id]; e != nil {
+	if e := f.registry.agents.Get(id); e != nil {
 		return e, nil
 	}
 	return nil, ErrUnknownAgent

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -156,13 +155,13 @@ func (f *Fleet) scheduleReread(from cursors) {
 func planRemoved(r *registry, got *agent.Registrations) *plan {
 	p := &plan{}
 	for _, id := range got.RemovedAgents {
-		if r.agents[id] != nil {
+		if r.agents.Get(id) != nil {
 			p.deregistered = append(p.deregistered, id)
 		}
 	}
 	for i := range got.Agents {
 		reg := &got.Agents[i]
-		if e := r.agents[reg.ID]; e != nil && e.reg.Load().Incarnation != reg.Incarnation {
+		if e := r.agents.Get(reg.ID); e != nil && e.reg.Load().Incarnation != reg.Incarnation {
 			p.deregistered = append(p.deregistered, reg.ID) // and came back
 		}
 	}
@@ -171,9 +170,9 @@ func planRemoved(r *registry, got *agent.Registrations) *plan {
 		for i := range got.Agents {
 			stay[got.Agents[i].ID] = struct{}{}
 		}
-		for id := range r.agents {
-			if _, stays := stay[id]; !stays {
-				p.deregistered = append(p.deregistered, id)
+		for _, e := range r.order {
+			if _, stays := stay[e.id]; !stays {
+				p.deregistered = append(p.deregistered, e.id)
 			}
 		}
 	}
@@ -201,10 +200,13 @@ func planChanged(r *registry, got *agent.Registrations) *plan {
 	p.planNamed(r, got)
 	removed := got.RemovedWorkspaces
 	if got.Complete {
-		removed = slices.Collect(maps.Keys(r.workspaces))
+		removed = nil
+		for w := range r.workspaces.All() {
+			removed = append(removed, w.ID)
+		}
 	}
 	for _, id := range removed {
-		if _, stays := p.workspaces[id]; !stays && r.workspaces[id] != nil {
+		if _, stays := p.workspaces[id]; !stays && r.workspaces.Get(id) != nil {
 			p.change.RemovedWorkspaces = append(p.change.RemovedWorkspaces, id)
 		}
 	}
@@ -214,7 +216,7 @@ func planChanged(r *registry, got *agent.Registrations) *plan {
 // planNamed applies which unchanged agents and workspaces were named again.
 func (p *plan) planNamed(r *registry, got *agent.Registrations) {
 	for _, id := range got.NamedAgents {
-		e := r.agents[id]
+		e := r.agents.Get(id)
 		if e == nil {
 			continue
 		}
@@ -224,7 +226,7 @@ func (p *plan) planNamed(r *registry, got *agent.Registrations) {
 		p.named[id] = struct{}{}
 	}
 	for _, id := range got.NamedWorkspaces {
-		if w := r.workspaces[id]; w != nil {
+		if w := r.workspaces.Get(id); w != nil {
 			if _, planned := p.workspaces[id]; !planned {
 				p.workspaces[id] = w.Workspace
 			}
@@ -318,7 +320,7 @@ func (f *Fleet) refreshMembership() {
 	}
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	for _, w := range f.registry.workspaces {
+	for w := range f.registry.workspaces.All() {
 		w.up.mu.Lock()
 		f.publishUpLocked(w)
 		w.up.mu.Unlock()

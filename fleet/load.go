@@ -31,7 +31,7 @@ func (f *Fleet) Load(ctx context.Context) error {
 	f.registry, f.loaded = r, true
 	f.mu.Unlock()
 	f.setSizes()
-	f.checkReadSizes(len(r.agents))
+	f.checkReadSizes(r.agents.Len())
 	f.watchers.Notify()
 	return nil
 }
@@ -76,7 +76,7 @@ func (f *Fleet) load(ctx context.Context) (registry, error) {
 	}
 	r.add(entries)
 	for _, record := range sessions {
-		e := r.agents[record.Agent]
+		e := r.agents.Get(record.Agent)
 		if e == nil {
 			sessionsRead = 0
 			continue
@@ -86,7 +86,7 @@ func (f *Fleet) load(ctx context.Context) (registry, error) {
 		e.sessions.endedAt = time.Now() // as far as is known
 	}
 	for _, s := range states {
-		e := r.agents[s.Agent]
+		e := r.agents.Get(s.Agent)
 		if e == nil {
 			statesRead = 0
 			continue
@@ -108,13 +108,13 @@ func (f *Fleet) load(ctx context.Context) (registry, error) {
 // publishAll publishes what was loaded.
 func (f *Fleet) publishAll(r *registry) {
 	start := time.Now()
-	labelKeys := make(map[labelKey]struct{}, len(r.byLabels))
-	for key := range r.byLabels {
-		labelKeys[key] = struct{}{}
+	labelKeys := make(map[labelKey]struct{}, r.byLabels.Len())
+	for w := range r.byLabels.All() {
+		labelKeys[labelKeyOf(&w.Workspace)] = struct{}{}
 	}
 	f.electVisible(r, labelKeys)
 	f.publishPresence(r.order)
-	for _, w := range r.workspaces {
+	for w := range r.workspaces.All() {
 		f.queueFinishedBuildOf(w) // it may have finished while no replica could record it
 	}
 	f.metrics.collection.Observe(time.Since(start).Seconds())

@@ -161,7 +161,7 @@ func TestWorkspacesWithoutBuilds(t *testing.T) {
 	}
 	second := with(named(2), func(r *agent.Registration) { r.Workspace.ID, r.Name = nid(1001), "dev" })
 	p := loaded(t, Options{}, named(1), named(4))
-	visible := func(workspace int) bool { return p.registry.workspaces[nid(workspace)].up.labels != nil }
+	visible := func(workspace int) bool { return p.registry.workspaces.Get(nid(workspace)).up.labels != nil }
 	require.True(t, visible(1004))
 	require.False(t, visible(1001))
 	_, err := p.Register(t.Context(), Set{Agents: []agent.Registration{with(second, func(r *agent.Registration) { r.CreatedAt = day.Add(9 * time.Hour) })}})

@@ -106,7 +106,7 @@ func planRegistrations(r *registry, set Set, sync *scope, o *Options) (*plan, er
 func keepKnown(r *registry, agents []agent.Registration) []agent.Registration {
 	agents = slices.Clone(agents)
 	for i := range agents {
-		e := r.agents[agents[i].ID]
+		e := r.agents.Get(agents[i].ID)
 		if e == nil {
 			continue
 		}
@@ -128,7 +128,7 @@ func (p *plan) planWorkspaces(r *registry, set Set) {
 	name := func(w agent.Workspace) {
 		now, known := p.workspaces[w.ID]
 		if !known {
-			if existing := r.workspaces[w.ID]; existing != nil {
+			if existing := r.workspaces.Get(w.ID); existing != nil {
 				now, known = existing.Workspace, true
 			}
 		}
@@ -159,7 +159,7 @@ func (p *plan) planAgents(r *registry, set Set) {
 	}
 	holders := make(map[identity]*agent.Registration, len(set.Agents))
 	drop := func(reg *agent.Registration) {
-		if r.agents[reg.ID] != nil {
+		if r.agents.Get(reg.ID) != nil {
 			p.superseded = append(p.superseded, reg.ID)
 			return
 		}
@@ -231,7 +231,7 @@ func isNewer(reg, registered *agent.Registration) bool {
 func (p *plan) planSiblings(r *registry) {
 	removed := p.removed()
 	for id, w := range p.workspaces {
-		existing := r.workspaces[id]
+		existing := r.workspaces.Get(id)
 		if existing == nil || existing.Equal(&w) {
 			continue
 		}
@@ -254,7 +254,7 @@ func (p *plan) refuseTokens(r *registry, set Set) (next Set, refused bool) {
 	isRemoved := func(id agent.ID) bool { _, found := removed[id]; return found }
 	planned := make(map[[32]byte]agent.ID, len(p.regs))
 	for id, reg := range p.regs {
-		if e := r.agents[id]; e != nil && e.reg.Load().TokenHash == reg.TokenHash {
+		if e := r.agents.Get(id); e != nil && e.reg.Load().TokenHash == reg.TokenHash {
 			planned[reg.TokenHash] = id // it keeps the token
 		}
 	}
@@ -267,7 +267,7 @@ func (p *plan) refuseTokens(r *registry, set Set) (next Set, refused bool) {
 		}
 		other, used := planned[reg.TokenHash]
 		if !used {
-			e := r.tokens[reg.TokenHash]
+			e := r.tokens.Get(reg.TokenHash)
 			if e == nil || isRemoved(e.id) || p.regs[e.id] != nil { // it has another one then
 				planned[reg.TokenHash] = reg.ID
 				return false
@@ -287,7 +287,7 @@ func (p *plan) refuseTokens(r *registry, set Set) (next Set, refused bool) {
 // fillChange fills the change with the differences from the registry.
 func (p *plan) fillChange(r *registry) {
 	for id, reg := range p.regs {
-		if e := r.agents[id]; e != nil && e.reg.Load().Equal(reg) {
+		if e := r.agents.Get(id); e != nil && e.reg.Load().Equal(reg) {
 			p.unchanged++
 			if _, named := p.named[id]; named {
 				p.change.NamedAgents = append(p.change.NamedAgents, id)
@@ -297,7 +297,7 @@ func (p *plan) fillChange(r *registry) {
 		p.change.Agents = append(p.change.Agents, *reg)
 	}
 	for id, w := range p.workspaces {
-		if existing := r.workspaces[id]; existing != nil && existing.Equal(&w) {
+		if existing := r.workspaces.Get(id); existing != nil && existing.Equal(&w) {
 			p.change.NamedWorkspaces = append(p.change.NamedWorkspaces, id)
 			continue
 		}
@@ -310,7 +310,7 @@ func (p *plan) fillChange(r *registry) {
 func (p *plan) setIncarnations(r *registry, revision int64) {
 	for id, reg := range p.regs {
 		reg.Incarnation = revision
-		if e := r.agents[id]; e != nil {
+		if e := r.agents.Get(id); e != nil {
 			reg.Incarnation = e.reg.Load().Incarnation
 		}
 	}

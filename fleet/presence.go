@@ -183,9 +183,9 @@ func (w *workspace) builtAt() time.Time {
 // The others are hidden. It returns the workspaces whose labels changed. The caller
 // holds changeSem.
 func (f *Fleet) electVisible(r *registry, labelKeys map[labelKey]struct{}) []*workspace {
-	var changed []*workspace
+	var list, changed []*workspace
 	for key := range labelKeys {
-		list := r.byLabels[key]
+		list = r.withLabels(list[:0], key)
 		if len(list) == 0 {
 			continue
 		}

@@ -218,7 +218,7 @@ func (f *Fleet) startRemoval(p *plan) []*entry {
 	entries := make([]*entry, 0, len(p.change.RemovedAgents))
 	cut := func(ids []agent.ID, end End) {
 		for _, id := range ids {
-			e := f.registry.agents[id]
+			e := f.registry.agents.Get(id)
 			entries = append(entries, e)
 			e.requestMu.Lock()
 			e.mu.Lock()
@@ -265,7 +265,7 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 		f.departed.Note(e.reg.Load(), time.Now())
 		f.ended.Remove(e.id)
 	}
-	var relabeled, revoked []*entry
+	var relabeled, revoked, retokened []*entry
 	var added, changed []*entry
 	labelKeys := make(map[labelKey]struct{})
 	removed := make([]*workspace, 0, len(p.change.RemovedWorkspaces))
@@ -275,7 +275,7 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 	r.revision++
 	named := naming{r.revision, time.Now()}
 	for _, e := range entries {
-		r.addUnbuilt(r.workspaces[e.reg.Load().Workspace.ID], labelKeys)
+		r.addUnbuilt(r.workspaces.Get(e.reg.Load().Workspace.ID), labelKeys)
 	}
 	r.remove(entries)
 	for _, w := range p.workspaces {
@@ -284,18 +284,17 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 		r.addUnbuilt(put, labelKeys)
 	}
 	for id, reg := range p.regs {
-		e := r.agents[id]
+		e := r.agents.Get(id)
 		if e == nil {
 			continue
 		}
-		// The old token may belong to another agent by now.
-		if old := e.reg.Load().TokenHash; r.tokens[old] == e {
-			delete(r.tokens, old)
+		if e.reg.Load().TokenHash != reg.TokenHash {
+			r.removeToken(e)
+			retokened = append(retokened, e)
 		}
-		r.setToken(reg, e)
 	}
 	for id, reg := range p.regs {
-		e := r.agents[id]
+		e := r.agents.Get(id)
 		if e == nil {
 			e = newEntry(reg)
 			e.named = named
@@ -318,10 +317,13 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 		f.replaceLocked(e, old, reg)
 		changed = append(changed, e)
 	}
+	for _, e := range retokened {
+		r.addToken(e)
+	}
 	r.add(added)
 	for _, id := range p.change.RemovedWorkspaces {
-		removed = append(removed, r.workspaces[id])
-		r.removeWorkspace(r.workspaces[id], labelKeys)
+		removed = append(removed, r.workspaces.Get(id))
+		r.removeWorkspace(r.workspaces.Get(id), labelKeys)
 	}
 	f.mu.Unlock()
 
@@ -337,7 +339,7 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 	}
 	f.publishChange(removed, labelKeys, slices.Concat(added, changed))
 	for id := range p.workspaces {
-		f.queueFinishedBuildOf(r.workspaces[id]) // coderd may have seen its end
+		f.queueFinishedBuildOf(r.workspaces.Get(id)) // coderd may have seen its end
 	}
 	f.notifyChange(entries, added, changed)
 	f.setSizes()
@@ -372,7 +374,7 @@ func (f *Fleet) notifyChange(lists ...[]*entry) {
 // replaceLocked replaces the agent's registration.
 func (f *Fleet) replaceLocked(e *entry, old, reg *agent.Registration) {
 	if old.Workspace.ID != reg.Workspace.ID {
-		from, to := f.registry.workspaces[old.Workspace.ID], f.registry.workspaces[reg.Workspace.ID]
+		from, to := f.registry.workspaces.Get(old.Workspace.ID), f.registry.workspaces.Get(reg.Workspace.ID)
 		from.agents = slices.DeleteFunc(from.agents, func(other *entry) bool { return other == e })
 		to.agents = append(to.agents, e)
 	}
@@ -380,7 +382,7 @@ func (f *Fleet) replaceLocked(e *entry, old, reg *agent.Registration) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.reg.Store(reg)
-	e.workspace = f.registry.workspaces[reg.Workspace.ID]
+	e.workspace = f.registry.workspaces.Get(reg.Workspace.ID)
 	e.dropForeignApps()
 	if len(reg.MetadataKeys) > 0 {
 		e.metadataKeys = nil
@@ -417,7 +419,7 @@ func (f *Fleet) countOutcomes(p *plan, added int) {
 func (f *Fleet) setSizes() {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	f.metrics.agents.Set(float64(len(f.registry.agents)))
-	f.metrics.workspaces.Set(float64(len(f.registry.workspaces)))
+	f.metrics.agents.Set(float64(f.registry.agents.Len()))
+	f.metrics.workspaces.Set(float64(f.registry.workspaces.Len()))
 	f.metrics.bytes.Set(float64(f.registry.bytes))
 }

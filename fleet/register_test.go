@@ -248,34 +248,34 @@ func TestRegister(t *testing.T) {
 // database.
 func requireConsistent(t require.TestingT, p parts) {
 	r := &p.registry
-	require.Len(t, r.order, len(r.agents))
-	require.Len(t, p.store.regs, len(r.agents))
-	require.Len(t, p.store.spaces, len(r.workspaces))
+	require.Len(t, r.order, r.agents.Len())
+	require.Len(t, p.store.regs, r.agents.Len())
+	require.Len(t, p.store.spaces, r.workspaces.Len())
 	in := 0
-	for _, w := range r.workspaces {
+	for w := range r.workspaces.All() {
 		in += len(w.agents)
 	}
-	require.Equal(t, len(r.agents), in)
+	require.Equal(t, r.agents.Len(), in)
 	require.Equal(t, bytesOf(r), r.bytes)
 	identities := map[string]agent.ID{}
 	tokens := 0
 	for i, e := range r.order {
 		reg := e.reg.Load()
 		require.True(t, i == 0 || r.order[i-1].id.String() < e.id.String())
-		require.Same(t, e, r.agents[e.id])
+		require.Same(t, e, r.agents.Get(e.id))
 		if reg.TokenHash != noToken {
-			require.Same(t, e, r.tokens[reg.TokenHash])
+			require.Same(t, e, r.tokens.Get(reg.TokenHash))
 			tokens++
 		}
-		require.Contains(t, r.workspaces[reg.Workspace.ID].agents, e)
-		require.True(t, r.workspaces[reg.Workspace.ID].Equal(&reg.Workspace))
+		require.Contains(t, r.workspaces.Get(reg.Workspace.ID).agents, e)
+		require.True(t, r.workspaces.Get(reg.Workspace.ID).Equal(&reg.Workspace))
 		stored := p.store.regs[e.id]
 		require.True(t, stored.Equal(reg))
 		key := fmt.Sprint(reg.Workspace.ID, reg.Name)
 		require.NotContains(t, identities, key)
 		identities[key] = e.id
 	}
-	require.Len(t, r.tokens, tokens)
+	require.Equal(t, tokens, r.tokens.Len())
 }
 
 // TestRegistrationsStayConsistent makes random changes, some of which fail.
@@ -353,8 +353,8 @@ func TestDeregister(t *testing.T) {
 	}, lines[2:6])
 	require.Equal(t, []string{"store change"}, lines[6:])
 	require.Equal(t, ids(4), registered(p.Fleet))
-	require.Contains(t, p.registry.workspaces, nid(1001), "a workspace without agents stays")
-	require.NotContains(t, p.registry.workspaces, nid(1002))
+	require.NotNil(t, p.registry.workspaces.Get(nid(1001)), "a workspace without agents stays")
+	require.Nil(t, p.registry.workspaces.Get(nid(1002)))
 	_, err = p.Authenticate(t.Context(), token(1))
 	require.ErrorIs(t, err, ErrUnknownToken)
 	require.ErrorIs(t, s.Receive(time.Now(), 1, func(Request) { t.Error("taken in") }), ErrSessionOver)
@@ -453,7 +453,7 @@ func TestRefusedAgentNamesNoWorkspace(t *testing.T) {
 	done, err := p.Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1), refused}})
 	require.NoError(t, err)
 	require.Len(t, done.Refused, 1)
-	require.Equal(t, "ws1", p.registry.workspaces[nid(1001)].Name)
+	require.Equal(t, "ws1", p.registry.workspaces.Get(nid(1001)).Name)
 	info, err := p.Agent(nid(1))
 	require.NoError(t, err)
 	require.Equal(t, "ws1", info.Registration.Workspace.Name)
@@ -499,9 +499,9 @@ func TestSync(t *testing.T) {
 	lines := p.journal.take()
 	require.Equal(t, "store change", lines[len(lines)-1])
 	require.Len(t, lines, 7, "one change, after three agents were cut off")
-	require.NotContains(t, p.registry.workspaces, nid(1009))
-	require.NotContains(t, p.registry.workspaces, nid(1004))
-	require.Contains(t, p.registry.workspaces, nid(1007))
+	require.Nil(t, p.registry.workspaces.Get(nid(1009)))
+	require.Nil(t, p.registry.workspaces.Get(nid(1004)))
+	require.NotNil(t, p.registry.workspaces.Get(nid(1007)))
 	requireConsistent(t, p)
 
 	sync, err = p.BeginSync()
@@ -562,7 +562,7 @@ func TestSyncKeepsWorkspaces(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, Synced{Registered: 1, Deregistered: 1}, got)
 	require.Equal(t, ids(1, 2), registered(p.Fleet))
-	require.Equal(t, "renamed", p.registry.agents[nid(2)].reg.Load().Workspace.Name)
-	require.Contains(t, p.registry.workspaces, empty.ID)
+	require.Equal(t, "renamed", p.registry.agents.Get(nid(2)).reg.Load().Workspace.Name)
+	require.NotNil(t, p.registry.workspaces.Get(empty.ID))
 	requireConsistent(t, p)
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/durations"
+	"github.com/coder/agentstatsd/fleet/internal/index"
 	"github.com/coder/agentstatsd/fleet/internal/ordered"
 )
 
@@ -18,11 +19,11 @@ var noToken [32]byte
 // registry is the set of registrations with its indexes. Each agent's registration
 // has the same Workspace as the workspaces map.
 type registry struct {
-	agents     map[agent.ID]*entry
-	tokens     map[[32]byte]*entry
-	workspaces map[agent.ID]*workspace
-	// byLabels indexes the workspaces by the labels of their series.
-	byLabels map[labelKey][]*workspace
+	agents     *index.Table[agent.ID, entry]
+	tokens     *index.Table[[32]byte, entry]
+	workspaces *index.Table[agent.ID, workspace]
+	// byLabels has the first workspace of each label key. Others follow it.
+	byLabels *index.Table[labelKey, workspace]
 	// templates counts the workspaces of each template that has any.
 	templates map[durations.Template]int
 	// order lists the agents by id. It is replaced, never changed in place:
@@ -46,16 +47,17 @@ type workspace struct {
 	agent.Workspace
 	named    naming
 	agents   []*entry
+	next     *workspace // with equal labels, in registry.byLabels
 	up       up
 	observed atomic.Pointer[agent.ID] // the last build that is recorded as observed
 }
 
 func newRegistry() registry {
 	return registry{
-		agents:     make(map[agent.ID]*entry),
-		tokens:     make(map[[32]byte]*entry),
-		workspaces: make(map[agent.ID]*workspace),
-		byLabels:   make(map[labelKey][]*workspace),
+		agents:     index.New(func(e *entry) agent.ID { return e.id }),
+		tokens:     index.New(func(e *entry) [32]byte { return e.reg.Load().TokenHash }),
+		workspaces: index.New(func(w *workspace) agent.ID { return w.ID }),
+		byLabels:   index.New(func(w *workspace) labelKey { return labelKeyOf(&w.Workspace) }),
 		templates:  make(map[durations.Template]int),
 	}
 }
@@ -63,10 +65,10 @@ func newRegistry() registry {
 // putWorkspace adds or replaces a workspace. It adds to keys the label keys whose
 // visible workspace may change.
 func (r *registry) putWorkspace(w agent.Workspace, labelKeys map[labelKey]struct{}) *workspace {
-	existing := r.workspaces[w.ID]
+	existing := r.workspaces.Get(w.ID)
 	if existing == nil {
 		existing = &workspace{Workspace: w, up: up{key: agent.SeriesKey{Workspace: true, ID: w.ID}}}
-		r.workspaces[w.ID] = existing
+		r.workspaces.Put(existing)
 		r.bytes += workspaceBytes(&w)
 	} else {
 		if existing.Equal(&w) {
@@ -77,7 +79,11 @@ func (r *registry) putWorkspace(w agent.Workspace, labelKeys map[labelKey]struct
 		existing.Workspace = w
 	}
 	key := labelKeyOf(&w)
-	r.byLabels[key] = append(r.byLabels[key], existing)
+	if first := r.byLabels.Get(key); first != nil {
+		first.next, existing.next = existing, first.next
+	} else {
+		r.byLabels.Put(existing)
+	}
 	r.templates[durations.TemplateOf(&w)]++
 	labelKeys[key] = struct{}{}
 	return existing
@@ -85,17 +91,22 @@ func (r *registry) putWorkspace(w agent.Workspace, labelKeys map[labelKey]struct
 
 func (r *registry) removeWorkspace(w *workspace, labelKeys map[labelKey]struct{}) {
 	r.dropLabelKey(w, labelKeys)
-	delete(r.workspaces, w.ID)
+	r.workspaces.Delete(w.ID)
 	r.bytes -= workspaceBytes(&w.Workspace)
 }
 
 func (r *registry) dropLabelKey(w *workspace, labelKeys map[labelKey]struct{}) {
 	key := labelKeyOf(&w.Workspace)
 	labelKeys[key] = struct{}{}
-	r.byLabels[key] = slices.DeleteFunc(r.byLabels[key], func(o *workspace) bool { return o == w })
-	if len(r.byLabels[key]) == 0 {
-		delete(r.byLabels, key)
+	if first := r.byLabels.Get(key); first != w {
+		for first.next != w {
+			first = first.next
+		}
+		first.next = w.next
+	} else if r.byLabels.Delete(key); w.next != nil {
+		r.byLabels.Put(w.next)
 	}
+	w.next = nil
 	template := durations.TemplateOf(&w.Workspace)
 	if r.templates[template]--; r.templates[template] == 0 {
 		delete(r.templates, template)
@@ -115,32 +126,46 @@ func (*registry) addUnbuilt(w *workspace, labelKeys map[labelKey]struct{}) {
 func (r *registry) add(entries []*entry) {
 	for _, e := range entries {
 		reg := e.reg.Load()
-		r.agents[e.id] = e
+		r.agents.Put(e)
 		r.bytes += registrationBytes(reg)
-		r.setToken(reg, e)
-		e.workspace = r.workspaces[reg.Workspace.ID]
+		r.addToken(e)
+		e.workspace = r.workspaces.Get(reg.Workspace.ID)
 		e.workspace.agents = append(e.workspace.agents, e)
 	}
 	r.order = ordered.With(r.order, entries, compareEntries)
 }
 
-// setToken has the agent found by its token, if it has one.
-func (r *registry) setToken(reg *agent.Registration, e *entry) {
-	if reg.TokenHash != noToken {
-		r.tokens[reg.TokenHash] = e
+// addToken has the agent found by its token, if it has one.
+func (r *registry) addToken(e *entry) {
+	if e.reg.Load().TokenHash != noToken {
+		r.tokens.Put(e)
 	}
+}
+
+// removeToken has the agent not found by its token, which may be that of another agent by
+// now. It is called before the token changes.
+func (r *registry) removeToken(e *entry) {
+	if hash := e.reg.Load().TokenHash; r.tokens.Get(hash) == e {
+		r.tokens.Delete(hash)
+	}
+}
+
+// withLabels appends the workspaces with these labels to a list.
+func (r *registry) withLabels(list []*workspace, key labelKey) []*workspace {
+	for w := r.byLabels.Get(key); w != nil; w = w.next {
+		list = append(list, w)
+	}
+	return list
 }
 
 // remove removes registered agents. Their workspaces stay.
 func (r *registry) remove(entries []*entry) {
 	for _, e := range entries {
 		reg := e.reg.Load()
-		delete(r.agents, e.id)
+		r.agents.Delete(e.id)
 		r.bytes -= registrationBytes(reg)
-		if r.tokens[reg.TokenHash] == e {
-			delete(r.tokens, reg.TokenHash)
-		}
-		w := r.workspaces[reg.Workspace.ID]
+		r.removeToken(e)
+		w := r.workspaces.Get(reg.Workspace.ID)
 		w.agents = slices.DeleteFunc(w.agents, func(other *entry) bool { return other == e })
 	}
 	r.order = ordered.Without(r.order, entries, compareEntries)
@@ -149,7 +174,7 @@ func (r *registry) remove(entries []*entry) {
 // agentNamed returns the workspace's agent with the name, other than those that
 // skip returns true for; nil: none.
 func (r *registry) agentNamed(workspaceID agent.ID, name string, skip func(agent.ID) bool) *entry {
-	w := r.workspaces[workspaceID]
+	w := r.workspaces.Get(workspaceID)
 	if w == nil {
 		return nil
 	}

@@ -52,7 +52,8 @@ func (p *plan) planRemovals(r *registry, s scope) error {
 		return nil
 	}
 	removed := p.removed()
-	for id, e := range r.agents {
+	for _, e := range r.order {
+		id := e.id
 		_, named := p.named[id]
 		_, isRemoved := removed[id]
 		_, isKept := kept[id]
@@ -62,11 +63,12 @@ func (p *plan) planRemovals(r *registry, s scope) error {
 			delete(p.regs, id)
 		}
 	}
-	if n, of := len(p.deregistered), len(r.agents); 2*n > of && !s.force {
+	if n, of := len(p.deregistered), r.agents.Len(); 2*n > of && !s.force {
 		return fmt.Errorf("%w: %d of %d", ErrNeedsForce, n, of)
 	}
 	removed = p.removed()
-	for id, w := range r.workspaces {
+	for w := range r.workspaces.All() {
+		id := w.ID
 		_, named := p.workspaces[id]
 		if _, isKept := kept[id]; named || isKept || !s.covers(w.named) {
 			continue
@@ -85,7 +87,7 @@ func planDeregistration(r *registry, agents, workspaces []agent.ID) *plan {
 	p := &plan{}
 	seen := make(map[agent.ID]struct{}, len(agents))
 	remove := func(id agent.ID) {
-		if _, twice := seen[id]; twice || r.agents[id] == nil {
+		if _, twice := seen[id]; twice || r.agents.Get(id) == nil {
 			return
 		}
 		seen[id] = struct{}{}
@@ -96,7 +98,7 @@ func planDeregistration(r *registry, agents, workspaces []agent.ID) *plan {
 	}
 	seenWorkspaces := make(map[agent.ID]struct{}, len(workspaces))
 	for _, id := range workspaces {
-		w := r.workspaces[id]
+		w := r.workspaces.Get(id)
 		if _, twice := seenWorkspaces[id]; twice || w == nil {
 			continue
 		}
@@ -132,7 +134,7 @@ func (f *Fleet) withoutRemoved(ctx context.Context, r *registry, set Set) (left 
 	}
 	removed := removals.Of(list, time.Now()) // rather too late: see removalsWait
 	isWorkspaceGone := func(w *agent.Workspace, gotAt time.Time) bool {
-		return r.workspaces[w.ID] == nil && removed.HasWorkspace(w.ID, gotAt)
+		return r.workspaces.Get(w.ID) == nil && removed.HasWorkspace(w.ID, gotAt)
 	}
 	set.Workspaces = ordered.Drop(set.Workspaces, func(w *agent.Workspace) bool { return isWorkspaceGone(w, set.ReadAt) })
 	named := make(map[agent.ID]struct{}, len(set.Workspaces))
@@ -147,7 +149,7 @@ func (f *Fleet) withoutRemoved(ctx context.Context, r *registry, set Set) (left 
 		}
 		w := &reg.Workspace
 		noWorkspace := isWorkspaceGone(w, gotAt)
-		if !noWorkspace && (r.agents[reg.ID] != nil || !removed.HasAgent(reg.ID, gotAt)) {
+		if !noWorkspace && (r.agents.Get(reg.ID) != nil || !removed.HasAgent(reg.ID, gotAt)) {
 			return false
 		}
 		gone = append(gone, reg.ID)

@@ -63,10 +63,10 @@ func TestSyncOfASetThatWasReadBefore(t *testing.T) {
 							continue
 						}
 						require.Equal(t, ids(2, 5, 6, 9), registered(p.Fleet))
-						require.Contains(t, p.registry.workspaces, lonely.ID)
-						require.Contains(t, p.registry.workspaces, registration(3, 3, 1).Workspace.ID, "its agent went, it did not")
-						require.NotContains(t, p.registry.workspaces, registration(4, 4, 1).Workspace.ID)
-						require.NotContains(t, p.registry.workspaces, gone.ID)
+						require.NotNil(t, p.registry.workspaces.Get(lonely.ID))
+						require.NotNil(t, p.registry.workspaces.Get(registration(3, 3, 1).Workspace.ID), "its agent went, it did not")
+						require.Nil(t, p.registry.workspaces.Get(registration(4, 4, 1).Workspace.ID))
+						require.Nil(t, p.registry.workspaces.Get(gone.ID))
 					}
 				})
 			})

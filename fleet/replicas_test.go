@@ -44,7 +44,7 @@ func TestRegistrationsReachAllReplicas(t *testing.T) {
 		awaitReplicas()
 		for _, p := range r {
 			require.Empty(t, registered(p.Fleet))
-			require.Empty(t, p.registry.workspaces)
+			require.Zero(t, p.registry.workspaces.Len())
 		}
 		require.Empty(t, r[0].store.agents())
 	})

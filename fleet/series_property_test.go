@@ -59,7 +59,7 @@ func (w *stateWorld) check(t *rapid.T) {
 
 func (w *stateWorld) checkSeries(t require.TestingT) {
 	require.Equal(t, w.expected(t), w.states.all())
-	for _, ws := range w.registry.workspaces {
+	for ws := range w.registry.workspaces.All() {
 		n := 0
 		for _, e := range ws.agents {
 			if w.online[e.id] {
@@ -73,7 +73,7 @@ func (w *stateWorld) checkSeries(t require.TestingT) {
 // expected returns the series as they should be.
 func (w *stateWorld) expected(t require.TestingT) []string {
 	served := map[string]*workspace{}
-	for _, ws := range w.registry.workspaces {
+	for ws := range w.registry.workspaces.All() {
 		name := ws.OwnerUsername + "/" + ws.Name
 		other := served[name]
 		if other == nil || ws.Build.CreatedAt.After(other.Build.CreatedAt) ||

@@ -81,7 +81,7 @@ type Hello struct {
 // EndTakeover. Connect waits for the database only if this replica does not know
 // the agent. Errors: ErrUnknownAgent, ErrUnavailable.
 func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session, error) {
-	e, err := f.lookUp(ctx, ErrUnknownAgent, func(r *registry) *entry { return r.agents[id] })
+	e, err := f.lookUp(ctx, ErrUnknownAgent, func(r *registry) *entry { return r.agents.Get(id) })
 	if err != nil {
 		return nil, err
 	}

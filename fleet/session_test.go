@@ -65,7 +65,7 @@ func (s *lockedSeries) Open(agent.ID, agent.Identity, agent.Session) {
 // sessions: it is taken in before the second one learns where to resume.
 func TestTakeoverWaitsForRequests(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
-	requestMu := func() *sync.Mutex { return &p.registry.agents[nid(1)].requestMu }
+	requestMu := func() *sync.Mutex { return &p.registry.agents.Get(nid(1)).requestMu }
 	series := &lockedSeries{seriesJournal: seriesJournal{p.journal, newStateSeries()}, requestMu: requestMu}
 	p.series = series
 	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
@@ -113,7 +113,7 @@ func TestInstancesAreBounded(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, s.Receive(time.Now(), int64(n)+1, func(r Request) { r.SetNetwork(agent.Network{NodeID: uint64(n)}, 0) }))
 	}
-	e := p.registry.agents[nid(1)]
+	e := p.registry.agents.Get(nid(1))
 	require.Len(t, e.sessions.instances, maxInstances)
 	require.Len(t, e.state.pendingAcks, maxInstances)
 	require.Equal(t, []string{"2"}, metric(t, p, "agentstatsd_instances_dropped_total"))

@@ -25,20 +25,20 @@ func workspaceBytes(w *agent.Workspace) int64 {
 
 // sizes returns the sizes of the registry.
 func (r *registry) sizes() sizes {
-	return sizes{len(r.agents), len(r.workspaces), r.bytes}
+	return sizes{r.agents.Len(), r.workspaces.Len(), r.bytes}
 }
 
 // sizes returns the sizes after the plan.
 func (p *plan) sizes(r *registry) sizes {
 	s := r.sizes()
 	for id := range p.removed() {
-		if e := r.agents[id]; e != nil {
+		if e := r.agents.Get(id); e != nil {
 			s.agents--
 			s.bytes -= registrationBytes(e.reg.Load())
 		}
 	}
 	for id, reg := range p.regs {
-		if e := r.agents[id]; e != nil {
+		if e := r.agents.Get(id); e != nil {
 			s.bytes -= registrationBytes(e.reg.Load())
 		} else {
 			s.agents++
@@ -47,10 +47,10 @@ func (p *plan) sizes(r *registry) sizes {
 	}
 	for _, id := range p.change.RemovedWorkspaces {
 		s.workspaces--
-		s.bytes -= workspaceBytes(&r.workspaces[id].Workspace)
+		s.bytes -= workspaceBytes(&r.workspaces.Get(id).Workspace)
 	}
 	for id, w := range p.workspaces {
-		if existing := r.workspaces[id]; existing != nil {
+		if existing := r.workspaces.Get(id); existing != nil {
 			s.bytes -= workspaceBytes(&existing.Workspace)
 		} else {
 			s.workspaces++

@@ -16,10 +16,10 @@ import (
 
 // bytesOf is what registrations come to, counted anew.
 func bytesOf(r *registry) (n int64) {
-	for _, e := range r.agents {
+	for e := range r.agents.All() {
 		n += registrationBytes(e.reg.Load())
 	}
-	for _, w := range r.workspaces {
+	for w := range r.workspaces.All() {
 		n += workspaceBytes(&w.Workspace)
 	}
 	return n
