@@ -13,7 +13,7 @@ import (
 const firstExpanding = "00026"
 
 // onlyAdds matches a statement that a program which does not know of it can go on with.
-var onlyAdds = regexp.MustCompile(`^(CREATE TABLE \w+ \(|CREATE INDEX \w+ ON |ALTER TABLE \w+ ADD COLUMN \w+ \S+( \w+)*( DEFAULT \S.*)?$)`)
+var onlyAdds = regexp.MustCompile(`^(CREATE TABLE \w+ \(|CREATE INDEX \w+ ON |ALTER TABLE \w+ SET \(\w+ = |ALTER TABLE \w+ ADD COLUMN \w+ \S+( \w+)*( DEFAULT \S.*)?$)`)
 
 // Replicas are upgraded one after another, so the program before a migration runs on
 // the schema after it for a while. What is to go is removed by a migration that stands
