@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/bench/bridged"
+	"github.com/coder/agentstatsd/bench/database"
 	"github.com/coder/agentstatsd/bench/figure"
 	"github.com/coder/agentstatsd/bench/peer"
 	"github.com/coder/agentstatsd/bench/render"
@@ -94,6 +95,7 @@ func benchSections() []section {
 		}}},
 		scrapes,
 		fleetSection(),
+		databaseSection(),
 		bridgeSection(),
 	}
 }
@@ -117,6 +119,17 @@ func fleetSection() section {
 	add(stream.Fleet{Agents: 9000, Samples: stream.Samples, Settle: 45 * time.Second, Window: time.Minute, Relayed: true})
 	add(stream.Fleet{Agents: 50_000, Samples: stream.Samples, Settle: time.Minute, Window: 5 * time.Minute, Relayed: true})
 	return s
+}
+
+// databaseSection takes some 35 minutes, and is measured only if it is asked for.
+func databaseSection() section {
+	l := database.Load{Agents: 10_000, For: 30 * time.Minute, Every: time.Minute}
+	return section{name: "database", figures: []string{database.Section}, asked: true, steps: []step{{
+		"a PostgreSQL under " + l.Case(),
+		func(ctx context.Context, o options, run *figure.Run, dir string) error {
+			return database.Measure(ctx, run, o.agentstatsd, dir, o.out, l)
+		},
+	}}}
 }
 
 // bridgeSection takes some ten minutes, and is measured only if it is asked for.

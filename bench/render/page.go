@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/bench/bridged"
+	"github.com/coder/agentstatsd/bench/database"
 	"github.com/coder/agentstatsd/bench/figure"
 	"github.com/coder/agentstatsd/bench/peer"
 	"github.com/coder/agentstatsd/bench/scrape"
@@ -47,6 +48,7 @@ func Page(r figure.Results) []byte {
 	p.memory()
 	p.ingest()
 	p.fleet()
+	p.database()
 	p.bridge()
 	p.updates()
 	p.idle()
@@ -254,6 +256,42 @@ func (p *page) fleet() {
 			{head: "longest scrape, ms", metric: stream.FleetScrape, unit: number},
 			{head: "resident, bytes an agent", metric: stream.FleetResident, unit: number},
 		})
+	}
+}
+
+func (p *page) database() {
+	p.heading("A database for half an hour")
+	p.line("A PostgreSQL 15 with its defaults under relayed agents, which report 10 metadata keys each 10 s, half of them with new values,")
+	p.line("and 30 samples each 30 s, which coderd watches. It is looked at each minute: medians of the middle and of the last third.")
+	p.line("All samples are in [database.csv](database.csv). The service's intervals are not lengthened.")
+	var cases []string
+	for _, run := range p.results {
+		for _, f := range run.Figures {
+			if f.Section == database.Section && !slices.Contains(cases, f.Case) {
+				cases = append(cases, f.Case)
+			}
+		}
+	}
+	for _, c := range cases {
+		p.line("")
+		p.linef("%s:", c)
+		p.line("")
+		p.table("", "middle third", "last third", "against the middle")
+		for _, subject := range append([]string{database.Log}, database.Tables...) {
+			for _, metric := range database.Metrics {
+				values := p.results.Values(figure.Key{Section: database.Section, Case: c, Subject: subject, Metric: metric})
+				if len(values) < 3 {
+					continue
+				}
+				middle, last := database.Thirds(values)
+				was, is := figure.Summarize(middle).Median, figure.Summarize(last).Median
+				ratio := ""
+				if was > 0 {
+					ratio = times(is / was)
+				}
+				p.row(subject+": "+metric, number(was), number(is), ratio)
+			}
+		}
 	}
 }
 

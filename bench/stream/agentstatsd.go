@@ -2,12 +2,12 @@ package stream
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/coder/agentstatsd/bench/load"
@@ -38,7 +38,11 @@ func StartAgentstatsd(ctx context.Context, binary, dir string, options ...string
 	if err != nil {
 		return nil, err
 	}
-	a := &Agentstatsd{GRPC: addrs[0], HTTP: addrs[1]}
+	a := &Agentstatsd{GRPC: addrs[0], HTTP: addrs[1], Token: rand.Text(), TokenFile: filepath.Join(dataDir, "coderd-token")}
+	// With a database that others may use, too, it makes no token.
+	if err := os.WriteFile(a.TokenFile, []byte(a.Token+"\n"), 0o600); err != nil {
+		return nil, fmt.Errorf("write coderd's token: %w", err)
+	}
 	args := append([]string{
 		"serve", "--data-dir", dataDir, "--grpc-address", a.GRPC, "--prometheus-address", a.HTTP,
 	}, options...)
@@ -49,13 +53,6 @@ func StartAgentstatsd(ctx context.Context, binary, dir string, options ...string
 		a.Kill()
 		return nil, fmt.Errorf("start agentstatsd: %w\n%s", err, a.Log())
 	}
-	a.TokenFile = filepath.Join(dataDir, "coderd-token")
-	token, err := os.ReadFile(a.TokenFile)
-	if err != nil {
-		a.Kill()
-		return nil, fmt.Errorf("read coderd's token: %w", err)
-	}
-	a.Token = strings.TrimSpace(string(token))
 	return a, nil
 }
 

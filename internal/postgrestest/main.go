@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/coder/agentstatsd/internal/freeport"
 )
 
 // TestingM is a *testing.M, or what stands before one.
@@ -93,18 +95,42 @@ func cluster() (string, error) {
 	if clusterDir != "" {
 		return filepath.Join(clusterDir, "data"), nil
 	}
-	dir, err := newDir()
+	dir, data, err := newCluster()
 	if err != nil {
 		return "", err
 	}
-	data := filepath.Join(dir, "data")
-	cmd, err := command("initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
-	if err != nil {
-		return "", errors.Join(err, os.RemoveAll(dir))
-	}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", errors.Join(fmt.Errorf("initdb: %w\n%s", err, out), os.RemoveAll(dir))
-	}
 	clusterDir = dir
 	return data, nil
+}
+
+// newCluster makes a data directory, data, in a directory of its own.
+func newCluster() (dir, data string, err error) {
+	if dir, err = newDir(); err != nil {
+		return "", "", err
+	}
+	data = filepath.Join(dir, "data")
+	cmd, err := command("initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
+	if err != nil {
+		return "", "", errors.Join(err, os.RemoveAll(dir))
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", "", errors.Join(fmt.Errorf("initdb: %w\n%s", err, out), os.RemoveAll(dir))
+	}
+	return dir, data, nil
+}
+
+// Run starts a server for a program that is no test. stop ends it and removes its files.
+func Run(opts ...Option) (s *Server, stop func() error, err error) {
+	dir, _, err := newCluster()
+	if err != nil {
+		return nil, nil, err
+	}
+	s = &Server{dir: dir, port: freeport.Port()}
+	for _, opt := range opts {
+		opt(s)
+	}
+	if err := s.start(); err != nil {
+		return nil, nil, errors.Join(err, s.close())
+	}
+	return s, s.close, nil
 }
