@@ -30,6 +30,17 @@ func TestNewReportAllocations(t *testing.T) {
 	}
 }
 
+// The states of an agent without a session and its workspace take no more than 400 bytes, and
+// setting them again allocates nothing.
+func TestStateMemory(t *testing.T) {
+	const agents = 10_000
+	require.LessOrEqual(t, stateMemory(t, agents), 400.0, "bytes of an agent")
+	a := newTest(t, Options{})
+	setUnreachable(a, 1)
+	ofAgent, _ := unreachableState(1)
+	require.Zero(t, testing.AllocsPerRun(100, func() { _ = a.SetState(agent.SeriesKey{ID: benchID(1)}, ofAgent) }))
+}
+
 // Neither a scrape nor a report like the one before allocates for each series.
 func TestAllocations(t *testing.T) {
 	for _, n := range []int{10 * perAgent, 20_000} {

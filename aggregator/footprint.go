@@ -9,7 +9,6 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/aggregator/cardinality"
-	"github.com/coder/agentstatsd/aggregator/internal/states"
 	"github.com/coder/agentstatsd/aggregator/internal/walk"
 )
 
@@ -21,7 +20,8 @@ type Footprint struct {
 	Names int
 	Bytes int64
 	// AgentBytes are those that agents take beside their families: names, the bytes of the last
-	// minute, the stats gauges' entries, and the families that they have.
+	// minute, the stats gauges' entries, the families that they have, and what the states of
+	// each workspace share.
 	AgentBytes int64
 }
 
@@ -54,7 +54,7 @@ const (
 //   - of each series: its entry in the agent's list; of a stats gauge none
 //   - of each series, if there are groups: what it contributes, and its place in the group
 //   - of each group: itself, its prefix, and its entry in a map
-//   - of each state: itself, its prefix, and its entries in a map and a list
+//   - of each state: its row
 //
 // They are computed from the sizes of the structures. The allocator's rounding and the free
 // places of maps are not in it: the heap has some 10 % more.
@@ -112,11 +112,11 @@ func (a *Aggregator) measureFootprint(ctx context.Context, limit int) (*Footprin
 	if err != nil {
 		return nil, err
 	}
-	err = a.states.Walk(ctx, func(prefix string) { add(familyOf(prefix), 1, states.LineSize) })
+	err = a.states.Walk(ctx, func(prefix string) { add(familyOf(prefix), 1, 0) })
 	if err != nil {
 		return nil, err
 	}
-	out := &Footprint{Names: len(of)}
+	out := &Footprint{Names: len(of), AgentBytes: int64(a.states.Footprint())}
 	err = a.walkAgents(ctx, func(as *agentSeries) { out.AgentBytes += int64(as.footprint()) })
 	if err != nil {
 		return nil, err

@@ -36,7 +36,7 @@ func newStates(fams *families, info bool) *states.States {
 		f.documented = infoFamily
 		lines[f.name] = f.lines
 	}
-	return states.New(lines)
+	return states.New(&fams.agg.generations, lines)
 }
 
 // SetState replaces the series of the key, an agent or a workspace. A scrape that

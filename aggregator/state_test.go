@@ -277,7 +277,7 @@ func TestWorkspaceInfo(t *testing.T) {
 	a, err = New(Options{WorkspaceInfo: true}, prometheus.NewPedanticRegistry())
 	require.NoError(t, err)
 	require.NoError(t, a.SetState(agentKey(1), info))
-	require.Contains(t, text(t, a), "# TYPE agentstatsd_workspace_info gauge\n"+`agentstatsd_workspace_info{template_version="v1",username="ann",workspace_name="ws"}    1`+"\n")
+	require.Contains(t, text(t, a), "# TYPE agentstatsd_workspace_info gauge\n"+`agentstatsd_workspace_info{template_version="v1",username="ann",workspace_name="ws"} 1`+"\n")
 	require.Contains(t, string(protobuf(t, a)), "agentstatsd_workspace_info")
 	require.NoError(t, a.SetState(agentKey(1), nil))
 	require.NotContains(t, text(t, a), "agentstatsd_workspace_info{")

@@ -90,6 +90,13 @@ func protoType(t Type) uint64 {
 func AppendProtoMetric(dst, labels []byte, t Type, v float64) []byte {
 	dst = protowire.AppendTag(dst, fieldFamilyMetric, protowire.BytesType)
 	dst, start := openLength(dst)
+	dst = AppendProtoLabels(dst, labels)
+	return closeLength(AppendProtoMetricValue(dst, t, v), start)
+}
+
+// AppendProtoLabels appends the label fields of a Metric. labels is as for
+// AppendProtoMetric.
+func AppendProtoLabels(dst, labels []byte) []byte {
 	for len(labels) > 0 {
 		name, value, escapes, rest, ok := nextLabel(labels)
 		if !ok {
@@ -98,10 +105,29 @@ func AppendProtoMetric(dst, labels []byte, t Type, v float64) []byte {
 		dst = appendLabelPair(dst, name, value, escapes)
 		labels = bytes.TrimPrefix(rest, []byte{','})
 	}
-	dst = append(dst, metricTag(t), 9)
+	return dst
+}
+
+// protoValueBytes is how many bytes AppendProtoMetricValue appends.
+const protoValueBytes = 11
+
+// AppendProtoMetricHeader appends what stands before the label fields of a metric field of a
+// MetricFamily. AppendProtoMetricValue appends what follows them. They are labelBytes.
+func AppendProtoMetricHeader(dst []byte, labelBytes int) []byte {
+	dst = protowire.AppendTag(dst, fieldFamilyMetric, protowire.BytesType)
+	return protowire.AppendVarint(dst, uint64(labelBytes+protoValueBytes))
+}
+
+// SizeProtoMetric returns the bytes of a metric field whose label fields are labelBytes.
+func SizeProtoMetric(labelBytes int) int {
+	return 1 + protowire.SizeBytes(labelBytes+protoValueBytes)
+}
+
+// AppendProtoMetricValue appends the value of a metric, of type Untyped, Counter or Gauge.
+func AppendProtoMetricValue(dst []byte, t Type, v float64) []byte {
+	dst = append(dst, metricTag(t), protoValueBytes-2)
 	dst = protowire.AppendTag(dst, fieldValue, protowire.Fixed64Type)
-	dst = protowire.AppendFixed64(dst, math.Float64bits(v))
-	return closeLength(dst, start)
+	return protowire.AppendFixed64(dst, math.Float64bits(v))
 }
 
 // metricTag returns the tag of the field of a Metric that has the value.

@@ -11,7 +11,10 @@
 // A retired slot is shown only by the scrapes that were under way then. Block.mu
 // guards the state of a slot. Generations.mu guards the list of retired slots.
 //
-// Locks are taken in this order: Family.mu, shared.mu, Block.mu, Generations.mu.
+// Lines of which there are few for each workspace, and whose values rarely change, are not
+// rendered before a scrape: they are rows of a Group.
+//
+// Locks are taken in this order: Family.mu, shared.mu, Block.mu or Group.mu, Generations.mu.
 // Only scrapes take shared.mu, which is held while a block is compressed. The others
 // are held to copy a block, or to render 64 values, at most.
 package arena
@@ -34,6 +37,9 @@ type Family struct {
 	blocks []*Block
 	// roomy has the blocks that may have room. The last one is tried first.
 	roomy []*Block
+	// rows are the family's part of groups. They are appended to or replaced, as blocks
+	// are.
+	rows []*Rows
 	// slots is the size of the next block.
 	slots int
 }
@@ -115,9 +121,21 @@ func (f *Family) remove(b *Block, slot uint32) {
 	}
 }
 
-// snapshot returns the present blocks.
-func (f *Family) snapshot() []*Block {
+// snapshot returns what the family has at present.
+func (f *Family) snapshot() ([]*Block, []*Rows) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.blocks
+	return f.blocks, f.rows
+}
+
+// appendParts appends what the family has at present.
+func (f *Family) appendParts(dst []part) []part {
+	blocks, rows := f.snapshot()
+	for _, b := range blocks {
+		dst = append(dst, b)
+	}
+	for _, r := range rows {
+		dst = append(dst, r)
+	}
+	return dst
 }

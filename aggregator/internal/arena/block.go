@@ -1,7 +1,6 @@
 package arena
 
 import (
-	"bytes"
 	"math"
 	"math/bits"
 	"sync"
@@ -35,10 +34,8 @@ type Block struct {
 	values []atomic.Uint64
 	// dirty has a bit for each slot whose value was set since a scrape last
 	// collected the bits.
-	dirty []atomic.Uint64
-	// shared has what concurrent scrapes share, by format. It is nil while fewer
-	// than two compress.
-	shared [formats]atomic.Pointer[shared]
+	dirty  []atomic.Uint64
+	shared sharing
 
 	mu    sync.Mutex
 	lines []line
@@ -80,6 +77,7 @@ func newBlock(f *Family, slots int) *Block {
 	words := (slots + 63) / 64
 	return &Block{
 		family: f,
+		shared: sharing{generations: f.generations},
 		values: make([]atomic.Uint64, slots),
 		dirty:  make([]atomic.Uint64, words),
 		stale:  make([]uint64, words),
@@ -116,23 +114,6 @@ func (b *Block) Show(slot uint32, prefix []byte, key metrics.ShardKey) {
 	defer b.mu.Unlock()
 	b.dropLineLocked(slot)
 	b.addLineLocked(slot, prefix, key)
-}
-
-// AppendPrefix appends what the line of a series begins with; nothing if it is hidden.
-func (b *Block) AppendPrefix(dst []byte, slot uint32) []byte {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.text.spans[slot].size == 0 {
-		return dst
-	}
-	return append(dst, b.prefixLocked(slot)...)
-}
-
-// HasPrefix reports whether that is prefix.
-func (b *Block) HasPrefix(slot uint32, prefix []byte) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.spans[slot].size > 0 && bytes.Equal(b.prefixLocked(slot), prefix)
 }
 
 // Hide removes the line of a series. Scrapes under way still show it. The series
@@ -332,8 +313,6 @@ func appendLine(dst, prefix, value []byte, width int) []byte {
 	return append(dst, '\n')
 }
 
-// textSize returns the size of the text if it has lines for the scrape, else 0. The
-// size may change before the text is appended.
 func (b *Block) textSize(view view) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -354,7 +333,6 @@ func (b *Block) sizeLocked(p *spanBuffer, view view) int {
 	return size
 }
 
-// appendText appends the lines for the scrape.
 func (b *Block) appendText(dst []byte, view view) ([]byte, reading) {
 	b.patch()
 	b.mu.Lock()
@@ -372,9 +350,7 @@ func (b *Block) appendText(dst []byte, view view) ([]byte, reading) {
 	return dst, r
 }
 
-// borrowText returns the lines and the count of their borrowers, which the caller
-// decrements when it has read them. It returns nil if the scrape does not show all
-// lines, or there are none.
+// borrowText returns nil if the scrape does not show all lines, or there are none.
 func (b *Block) borrowText(view view) (lines []byte, borrowers *atomic.Int32) {
 	b.patch()
 	b.mu.Lock()

@@ -2,14 +2,18 @@ package arena
 
 import "unsafe"
 
-// Footprint returns the bytes that the family's blocks take: the values and lines of its
+// Footprint returns the bytes that the family's blocks and rows take: the values and lines of its
 // series, with room to grow, and what scrapes of protobuf left. The allocator's rounding is
 // not in it, nor what concurrent scrapes share while they compress. It takes each
 // block's lock once, for some 20 ns.
 func (f *Family) Footprint() int {
 	n := int(unsafe.Sizeof(*f))
-	for _, b := range f.snapshot() {
+	blocks, rows := f.snapshot()
+	for _, b := range blocks {
 		n += int(unsafe.Sizeof(b)) + b.footprint()
+	}
+	for _, r := range rows {
+		n += int(unsafe.Sizeof(r)) + r.footprint()
 	}
 	return n
 }

@@ -18,7 +18,7 @@ const protoIdle = 5 * time.Minute
 // line is shown by the scrapes under way, which do not show the line that replaces
 // it. So each scrape shows the series once.
 //
-// Generations also has the blocks that keep something for scrapes only, to drop it.
+// Generations also has the parts that keep something for scrapes only, to drop it.
 type Generations struct {
 	newest atomic.Uint32
 
@@ -28,9 +28,9 @@ type Generations struct {
 	// retired are the lines that some of these scrapes may still show.
 	retired []retiredLine
 	// compressing is the number of scrapes under way that compress. sharing are
-	// the blocks that keep compressed segments for them.
+	// the parts that keep compressed segments for them.
 	compressing int
-	sharing     map[*Block]struct{}
+	sharing     map[*sharing]struct{}
 	// protoBlocks are the blocks with metrics. protoTimer drops them.
 	protoBlocks map[*Block]struct{}
 	protoTimer  *time.Timer
@@ -38,10 +38,13 @@ type Generations struct {
 
 // retiredLine is shown by the scrapes of generations up to last.
 type retiredLine struct {
-	block *Block
-	slot  uint32
-	last  uint32
+	from remover
+	slot uint32
+	last uint32
 }
+
+// remover frees the slot of a line. It is a block, or rows.
+type remover interface{ Remove(slot uint32) }
 
 // beginScrape returns the generation of a new scrape. endScrape must follow.
 func (c *Generations) beginScrape() (generation uint32) {
@@ -55,7 +58,7 @@ func (c *Generations) beginScrape() (generation uint32) {
 // endScrape ends a scrape, and removes the lines that no other scrape shows.
 func (c *Generations) endScrape(generation uint32) {
 	for _, l := range c.removeScrape(generation) {
-		l.block.Remove(l.slot)
+		l.from.Remove(l.slot)
 	}
 }
 
@@ -82,14 +85,14 @@ func (c *Generations) removeScrape(generation uint32) (gone []retiredLine) {
 
 // retireLine retires a line, and returns the last generation that shows it. It
 // returns false if no scrape is under way.
-func (c *Generations) retireLine(b *Block, slot uint32) (last uint32, ok bool) {
+func (c *Generations) retireLine(from remover, slot uint32) (last uint32, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.active) == 0 {
 		return 0, false
 	}
 	last = c.current()
-	c.retired = append(c.retired, retiredLine{b, slot, last})
+	c.retired = append(c.retired, retiredLine{from, slot, last})
 	return last, true
 }
 
@@ -111,24 +114,24 @@ func (c *Generations) endCompressing() {
 	if c.compressing--; c.compressing > 0 {
 		return
 	}
-	for b := range c.sharing {
-		b.dropShared()
+	for s := range c.sharing {
+		s.drop()
 	}
 	c.sharing = nil
 }
 
-// addSharing adds a block that keeps compressed segments. It returns false if only
+// addSharing adds a part that keeps compressed segments. It returns false if only
 // one scrape compresses.
-func (c *Generations) addSharing(b *Block) bool {
+func (c *Generations) addSharing(s *sharing) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.compressing < 2 {
 		return false
 	}
 	if c.sharing == nil {
-		c.sharing = make(map[*Block]struct{})
+		c.sharing = make(map[*sharing]struct{})
 	}
-	c.sharing[b] = struct{}{}
+	c.sharing[s] = struct{}{}
 	return true
 }
 
@@ -145,10 +148,17 @@ func (c *Generations) addProtoBlock(b *Block) {
 // forgetBlock removes a block that has no series. A scrape under way may add it
 // again. It is then dropped with the others.
 func (c *Generations) forgetBlock(b *Block) {
+	c.forgetSharing(&b.shared)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.sharing, b)
 	delete(c.protoBlocks, b)
+}
+
+// forgetSharing removes a part that has no series, as forgetBlock does.
+func (c *Generations) forgetSharing(s *sharing) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.sharing, s)
 }
 
 // resetProtoTimer restarts the time after which metrics are dropped.

@@ -93,7 +93,6 @@ func (b *Block) dropProto() {
 	b.proto = nil
 }
 
-// protoSize returns how many bytes appendProto appends.
 func (b *Block) protoSize(view view, t metrics.Type) int {
 	b.mu.Lock()
 	empty := b.live == 0
@@ -131,9 +130,8 @@ func (b *Block) appendProto(dst []byte, view view, t metrics.Type, size int) ([]
 	return metrics.AppendProtoPadding(dst, end-len(dst)), r
 }
 
-// borrowProto returns the metrics and the count of their borrowers, which the caller
-// decrements when it has read them. It returns nil if the scrape does not show all of
-// them, or if some were removed since protoSize.
+// borrowProto returns nil if the scrape does not show all metrics, or if some were
+// removed since protoSize.
 func (b *Block) borrowProto(view view, t metrics.Type, size int) (made []byte, borrowers *atomic.Int32) {
 	b.makeProto(t)
 	b.mu.Lock()

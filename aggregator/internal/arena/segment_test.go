@@ -140,8 +140,8 @@ func TestScrapesShareWhatTheyCompress(t *testing.T) {
 			}
 			require.Empty(t, generations.sharing)
 			for _, b := range f.blocks {
-				for i := range b.shared {
-					require.Nil(t, b.shared[i].Load(), "nothing is kept")
+				for i := range b.shared.formats {
+					require.Nil(t, b.shared.formats[i].Load(), "nothing is kept")
 				}
 			}
 			// One alone keeps nothing.

@@ -1,96 +1,130 @@
 // Package states keeps the lines of series that are computed of agents and workspaces. A
 // label set has one line, also if several keys have it.
+//
+// Of each line only its value and two references are kept: to its head, which lines of many
+// workspaces have, and to its name, which is the text that all lines of a workspace end with.
 package states
 
 import (
-	"cmp"
 	"context"
 	"hash/maphash"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"unsafe"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/aggregator/internal/arena"
-	"github.com/coder/agentstatsd/aggregator/internal/walk"
-	"github.com/coder/agentstatsd/metrics"
 )
 
 // States has the series of all keys. It is safe for concurrent use.
 type States struct {
-	families map[string]*arena.Family
-	scratch  sync.Pool
+	generations *arena.Generations
+	families    map[string]*arena.Family
+	scratch     sync.Pool
+	hash        func(name []byte) uint64
 
 	// mu guards the fields below it. It is also held while a scrape begins. So a
 	// scrape begins before a key's series are replaced, or after.
-	mu    sync.Mutex
-	byKey map[agent.SeriesKey][]*stateLine
-	// lines has the lines by the hash of their prefix, which stands in the block alone.
-	// collided has those by their prefix whose hash another line has.
-	lines    map[uint64]*stateLine
-	collided map[string]*stateLine
+	mu sync.Mutex
+	// lines is the number of lines.
+	lines int
+	// agents and workspaces say where the rows of a key are. further are the other names of the few
+	// keys that have more than one.
+	agents, workspaces map[agent.ID]place
+	further            map[agent.SeriesKey][]place
+	// heads are those with lines, by their text.
+	heads map[string]*head
+	// names are those with lines, by the hash of their text, which stands in the group alone.
+	// collided has those by their text whose hash another name has.
+	names    map[uint64]name
+	collided map[string]name
+	groups   []*group
+	// roomy are the numbers of the groups that may have room. The last one is tried first.
+	roomy []uint32
 	// waiting are the other keys that have the label set of a line, in the order in which
-	// they get it.
-	waiting map[*stateLine][]value
-	hash    func(prefix []byte) uint64
+	// they get it. waits are the lines by the key that waits.
+	waiting map[line][]value
+	waits   map[agent.SeriesKey][]line
 }
 
-// stateLine is one label set. There are some of each agent, so it is small.
-type stateLine struct {
-	hash  uint64
-	block *arena.Block
-	slot  uint32
-	// owner is the key whose value the line has. states.mu guards it.
-	owner agent.SeriesKey
+// name is the number of a name in its group, and that of the group.
+type name uint32
+
+const nameBits = 8 // arena.Group.AddName returns 8 bits
+
+func (n name) number() uint8 { return uint8(n) }
+
+// place is a name of a key, with the owner that the key is there.
+type place struct {
+	name  name
+	owner uint32
+}
+
+// line is a label set.
+type line struct {
+	name name
+	head *arena.Head
 }
 
 type value struct {
 	key   agent.SeriesKey
+	owner uint32
 	value float64
 }
 
-// rendered are series with their prefixes, which stand one after the other.
-type rendered struct {
-	text   []byte
-	series []renderedSeries
+type group struct {
+	*arena.Group
+	number uint32
+	// owners is the highest one that was given.
+	owners uint32
+	listed bool // in States.roomy
 }
 
-type renderedSeries struct {
-	lines *arena.Family
-	end   int // of the prefix in the text
-	key   metrics.ShardKey
-	value float64
+type head struct {
+	*arena.Head
+	lines int
 }
 
-// LineSize is the memory of a line in bytes, beside that in its block.
-const LineSize = int(unsafe.Sizeof(stateLine{}) + unsafe.Sizeof(stateLine{}.hash) + 2*unsafe.Sizeof(&stateLine{}))
+// The sizes of what a key and a name take in maps, beside the rows.
+const (
+	keySize  = int(unsafe.Sizeof(agent.ID{}) + unsafe.Sizeof(place{}))
+	nameSize = int(unsafe.Sizeof(uint64(0)) + unsafe.Sizeof(name(0)))
+	headSize = int(unsafe.Sizeof("") + unsafe.Sizeof(&head{}) + unsafe.Sizeof(head{}) + unsafe.Sizeof(arena.Head{}))
+)
 
-// New returns no series, of families that are by their name.
-func New(families map[string]*arena.Family) *States {
+// New returns no series, of families that are by their name. All have the generations.
+func New(generations *arena.Generations, families map[string]*arena.Family) *States {
 	t := &States{
-		families: families,
-		scratch:  sync.Pool{New: func() any { return &rendered{} }},
-		byKey:    make(map[agent.SeriesKey][]*stateLine),
-		lines:    make(map[uint64]*stateLine),
-		collided: make(map[string]*stateLine),
-		waiting:  make(map[*stateLine][]value),
+		generations: generations,
+		families:    families,
+		scratch:     sync.Pool{New: func() any { return &change{} }},
+		agents:      make(map[agent.ID]place),
+		workspaces:  make(map[agent.ID]place),
+		further:     make(map[agent.SeriesKey][]place),
+		heads:       make(map[string]*head),
+		names:       make(map[uint64]name),
+		collided:    make(map[string]name),
+		waiting:     make(map[line][]value),
+		waits:       make(map[agent.SeriesKey][]line),
 	}
 	seed := maphash.MakeSeed()
-	t.hash = func(prefix []byte) uint64 { return maphash.Bytes(seed, prefix) }
+	t.hash = func(name []byte) uint64 { return maphash.Bytes(seed, name) }
 	return t
 }
 
 // Set replaces the series of the key, as Aggregator.SetState does. It returns by how many lines
 // there are more, and the first family that there is not; empty: there are all.
 func (t *States) Set(key agent.SeriesKey, series []agent.Series) (added int, unserved string) {
-	r := t.scratch.Get().(*rendered)
-	defer t.scratch.Put(r)
-	unserved = r.render(t.families, series)
+	c := t.scratch.Get().(*change)
+	defer t.scratch.Put(c)
+	unserved = c.render(t.families, series)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.replaceLocked(key, r), unserved
+	before := t.lines
+	t.replaceLocked(key, c)
+	c.end()
+	return t.lines - before, unserved
 }
 
 // Families returns the names of the families, sorted.
@@ -100,7 +134,7 @@ func (t *States) Families() []string { return slices.Sorted(maps.Keys(t.families
 func (t *States) Len() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.lenLocked()
+	return t.lines
 }
 
 // Between calls f while no series are replaced.
@@ -110,171 +144,162 @@ func (t *States) Between(f func()) {
 	f()
 }
 
-// Walk calls f with the prefix of each line, without a lock. What is added or removed meanwhile may be
-// left out. It returns the error of ctx if that ends first, and no other.
+// Walk calls f with what each line begins with before its value, without a lock. What is added or
+// removed meanwhile may be left out. It returns the error of ctx if that ends first, and no other.
 func (t *States) Walk(ctx context.Context, f func(prefix string)) error {
-	var prefix []byte
-	each := func(some []*stateLine) {
-		for _, l := range some {
-			// Its slot may be another line's by now, which is counted in its place.
-			if prefix = l.block.AppendPrefix(prefix[:0], l.slot); len(prefix) > 0 {
-				f(string(prefix))
-			}
+	for _, family := range t.families {
+		if err := family.WalkRows(ctx, func(prefix []byte) { f(string(prefix)) }); err != nil {
+			return err
 		}
 	}
-	if err := walk.Some(ctx, &t.mu, t.lines, each); err != nil {
-		return err
-	}
-	return walk.Some(ctx, &t.mu, t.collided, each)
+	return ctx.Err()
 }
 
-// render renders series, and returns the first family that is not among families.
-func (r *rendered) render(families map[string]*arena.Family, series []agent.Series) (unserved string) {
-	r.text, r.series = r.text[:0], r.series[:0]
-	for i := range series {
-		s := &series[i]
-		lines := families[s.Family]
-		if lines == nil {
-			unserved = cmp.Or(unserved, s.Family)
-			continue
-		}
-		r.text = append(r.text, s.Family...)
-		sep := byte('{')
-		var username, workspace string
-		for _, l := range s.Labels {
-			switch l.Name {
-			case "username":
-				username = l.Value
-			case "workspace_name":
-				workspace = l.Value
-			}
-			if l.Value == "" {
-				continue
-			}
-			r.text = metrics.AppendTextLabel(append(r.text, sep), l.Name, strings.ToValidUTF8(l.Value, "\uFFFD"))
-			sep = ','
-		}
-		if sep == ',' {
-			r.text = append(r.text, '}')
-		}
-		r.text = append(r.text, ' ')
-		r.series = append(r.series, renderedSeries{
-			lines: lines, end: len(r.text), key: metrics.ShardKeyOf(username, workspace), value: metrics.CanonicalValue(s.Value),
-		})
+// Footprint returns the bytes of all that is not of one family: keys, names and heads.
+func (t *States) Footprint() int {
+	t.mu.Lock()
+	groups := slices.Clone(t.groups)
+	n := keySize*(len(t.agents)+len(t.workspaces)) + nameSize*(len(t.names)+len(t.collided)) + headSize*len(t.heads)
+	t.mu.Unlock()
+	for _, g := range groups {
+		n += int(unsafe.Sizeof(*g)) + g.Footprint()
 	}
-	return unserved
+	return n
 }
 
-// replaceLocked returns the increase of the number of lines.
-func (t *States) replaceLocked(key agent.SeriesKey, r *rendered) int {
-	before := t.lenLocked()
-	old := t.byKey[key]
-	lines := make([]*stateLine, 0, len(r.series))
-	start := 0
-	for i, s := range r.series {
-		prefix := r.text[start:s.end]
-		start = s.end
-		// Mostly the series are the same as before, in the same order.
-		hash := t.hash(prefix)
-		line := (*stateLine)(nil)
-		if i < len(old) && old[i].hash == hash && old[i].has(prefix) {
-			line = old[i]
-		} else {
-			line = t.lineLocked(hash, prefix)
+// replaceLocked replaces the series of the key by those of the change.
+func (t *States) replaceLocked(key agent.SeriesKey, c *change) {
+	c.beginLocked(t, key)
+	for i := range c.series {
+		t.setLocked(key, c, &c.series[i])
+	}
+	for i := range c.owned {
+		if o := &c.owned[i]; !o.kept {
+			t.releaseLocked(o)
 		}
-		switch {
-		case line == nil:
-			line = &stateLine{hash: hash, owner: key}
-			line.block, line.slot = s.lines.Add(prefix, s.key, s.value)
-			t.addLineLocked(line, prefix)
-		case slices.Contains(lines, line):
-			continue
-		default:
-			t.setValueLocked(line, key, s.value)
-		}
-		lines = append(lines, line)
 	}
-	for i, line := range old {
-		if i < len(lines) && lines[i] == line || slices.Contains(lines, line) {
-			continue
-		}
-		t.releaseLineLocked(line, key)
-	}
-	if len(lines) == 0 {
-		delete(t.byKey, key)
-	} else {
-		t.byKey[key] = lines
-	}
-	return t.lenLocked() - before
+	t.stopWaitingLocked(key, func(l line) bool { return !slices.Contains(c.waits, l) })
+	t.setPlacesLocked(key, c)
 }
 
-func (t *States) lenLocked() int { return len(t.lines) + len(t.collided) }
-
-func (l *stateLine) has(prefix []byte) bool { return l.block.HasPrefix(l.slot, prefix) }
-
-// lineLocked returns the line of a prefix with that hash; nil: there is none.
-func (t *States) lineLocked(hash uint64, prefix []byte) *stateLine {
-	if l := t.lines[hash]; l != nil && l.has(prefix) {
-		return l
-	}
-	if len(t.collided) == 0 {
-		return nil
-	}
-	return t.collided[string(prefix)]
-}
-
-func (t *States) addLineLocked(l *stateLine, prefix []byte) {
-	if t.lines[l.hash] == nil {
-		t.lines[l.hash] = l
-	} else {
-		t.collided[string(prefix)] = l
-	}
-}
-
-func (t *States) removeLineLocked(l *stateLine) {
-	if t.lines[l.hash] == l {
-		delete(t.lines, l.hash)
-	} else {
-		delete(t.collided, string(l.block.AppendPrefix(nil, l.slot)))
-	}
-}
-
-// setValueLocked sets the value of a line, or, if another key has it, the waiting value.
-func (t *States) setValueLocked(l *stateLine, key agent.SeriesKey, v float64) {
-	if l.owner == key {
-		l.block.Set(l.slot, v)
+// stopWaitingLocked has the key wait no more for the lines for which stop is true.
+func (t *States) stopWaitingLocked(key agent.SeriesKey, stop func(line) bool) {
+	if len(t.waits) == 0 {
 		return
 	}
-	waiting := t.waiting[l]
-	for i := range waiting {
-		if waiting[i].key == key {
-			waiting[i].value = v
+	waits := slices.DeleteFunc(t.waits[key], func(l line) bool {
+		if !stop(l) {
+			return false
+		}
+		left := slices.DeleteFunc(t.waiting[l], func(v value) bool { return v.key == key })
+		if t.waiting[l] = left; len(left) == 0 {
+			delete(t.waiting, l)
+		}
+		return true
+	})
+	if t.waits[key] = waits; len(waits) == 0 {
+		delete(t.waits, key)
+	}
+}
+
+// setLocked sets one series of the change.
+func (t *States) setLocked(key agent.SeriesKey, c *change, s *rendered) {
+	h := t.headLocked(s.family, s.head)
+	at := c.placeLocked(t, s)
+	if o := c.ownedLine(at.name, h.Head); o != nil {
+		if !o.kept { // else it has the labels of an earlier one
+			o.kept = true
+			o.Rows.Set(o.Slot, at.owner, s.value)
+		}
+		return
+	}
+	l := line{at.name, h.Head}
+	if slices.Contains(c.waits, l) {
+		return
+	}
+	if len(t.waits[key]) > 0 {
+		if i := slices.IndexFunc(t.waiting[l], func(v value) bool { return v.key == key }); i >= 0 {
+			t.waiting[l][i].value = s.value
+			c.waits = append(c.waits, l)
 			return
 		}
 	}
-	t.waiting[l] = append(waiting, value{key, v})
+	g := t.groupOf(at.name)
+	if !at.added {
+		if g.Has(s.family, h.Head, at.name.number()) {
+			t.waiting[l] = append(t.waiting[l], value{key, at.owner, s.value})
+			t.waits[key] = append(t.waits[key], l)
+			c.waits = append(c.waits, l)
+			return
+		}
+	}
+	h.lines++
+	t.lines++
+	row := s.family.AddRow(g.Group, h.Head, at.name.number(), at.owner, s.value)
+	c.owned = append(c.owned, owned{Owned: row, name: at.name, kept: true})
 }
 
-// releaseLineLocked removes the key from the line, which the first waiting key
-// gets.
-func (t *States) releaseLineLocked(l *stateLine, key agent.SeriesKey) {
-	waiting := t.waiting[l]
-	switch {
-	case l.owner != key:
-		waiting = slices.DeleteFunc(waiting, func(h value) bool { return h.key == key })
-	case len(waiting) > 0:
+// releaseLocked takes a line from the key that has it. The first that waits gets it.
+func (t *States) releaseLocked(o *owned) {
+	l := line{o.name, o.Head}
+	if waiting := t.waiting[l]; len(waiting) > 0 {
 		next := waiting[0]
-		waiting = slices.Delete(waiting, 0, 1)
-		l.owner = next.key
-		l.block.Set(l.slot, next.value)
-	default:
-		t.removeLineLocked(l)
-		l.block.Retire(l.slot)
+		o.Rows.Set(o.Slot, next.owner, next.value)
+		t.stopWaitingLocked(next.key, func(o line) bool { return o == l })
 		return
 	}
-	if len(waiting) == 0 {
-		delete(t.waiting, l)
+	if g := t.groupOf(o.name); g.HasOneRow(o.name.number()) {
+		t.removeNameLocked(o.name)
+	}
+	o.Rows.Retire(o.Slot)
+	t.lines--
+	h := t.heads[o.Head.Text()]
+	if h.lines--; h.lines == 0 {
+		delete(t.heads, o.Head.Text())
+	}
+}
+
+// headLocked returns the head with that text. It may be new: then it has no lines.
+func (t *States) headLocked(f *arena.Family, text []byte) *head {
+	h := t.heads[string(text)]
+	if h == nil {
+		h = &head{Head: arena.NewHead(f, string(text))}
+		t.heads[h.Text()] = h
+	}
+	return h
+}
+
+// placesOf returns the map that has the key's place.
+func (t *States) placesOf(key agent.SeriesKey) map[agent.ID]place {
+	if key.Workspace {
+		return t.workspaces
+	}
+	return t.agents
+}
+
+// setPlacesLocked notes the places that the key has after the change.
+func (t *States) setPlacesLocked(key agent.SeriesKey, c *change) {
+	var first *place
+	var further []place
+	for i, p := range c.places {
+		has := slices.ContainsFunc(c.owned, func(o owned) bool { return o.kept && o.name == p.name }) ||
+			slices.ContainsFunc(c.waits, func(l line) bool { return l.name == p.name })
+		switch {
+		case !has:
+		case first == nil:
+			first = &c.places[i].place
+		default:
+			further = append(further, p.place)
+		}
+	}
+	if of := t.placesOf(key); first != nil {
+		of[key.ID] = *first
 	} else {
-		t.waiting[l] = waiting
+		delete(of, key.ID)
+	}
+	if len(further) > 0 {
+		t.further[key] = further
+	} else if len(t.further) > 0 {
+		delete(t.further, key)
 	}
 }
