@@ -19,6 +19,18 @@ var (
 	ErrStoreDown = errors.New("the database is down")
 )
 
+// ReplicaPhase is where a replica is in its life. It only rises: of two that are known of a
+// replica the higher one is newer.
+type ReplicaPhase int
+
+// The phases of a replica.
+const (
+	ReplicaUnknown  ReplicaPhase = iota // it is of a version that does not say
+	ReplicaStarting                     // it has not read the registrations
+	ReplicaServing                      // it takes its share of what is not connected
+	ReplicaLeaving                      // it stops, and leaves its share to the others
+)
+
 // Replica is one process of this service, as the others know it.
 type Replica struct {
 	// ID is chosen at random by each process.
@@ -32,6 +44,8 @@ type Replica struct {
 	// Config is what it has of what all replicas should have alike, as it said with its last
 	// heartbeat; empty: it did not.
 	Config string
+	// Phase of the replica at its last heartbeat.
+	Phase ReplicaPhase
 }
 
 // SavedStatus is what a replica said last of itself.

@@ -2,7 +2,9 @@ package replica
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/google/uuid"
@@ -27,19 +29,21 @@ type message struct {
 	// sent is the time in nanoseconds since 1970 by the sender's clock. Only the
 	// sender reads it.
 	sent int64
+	// phase of the replica. Versions that do not say it end before it.
+	phase agent.ReplicaPhase
 }
 
 func (m message) String() string {
-	return fmt.Sprintf("%s %s %d %d", m.kind, m.from, m.lease, m.sent)
+	return fmt.Sprintf("%s %s %d %d %d", m.kind, m.from, m.lease, m.sent, m.phase)
 }
 
 func parseMessage(payload string) (message, error) {
 	var m message
 	var from string
-	if _, err := fmt.Sscanf(payload, "%s %s %d %d", &m.kind, &from, &m.lease, &m.sent); err != nil {
+	n, err := fmt.Sscanf(payload, "%s %s %d %d %d", &m.kind, &from, &m.lease, &m.sent, &m.phase)
+	if err != nil && (n < 4 || !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF)) {
 		return m, fmt.Errorf("message of a replica: %w", err)
 	}
-	var err error
 	if m.from, err = uuid.Parse(from); err != nil {
 		return m, fmt.Errorf("message of a replica: %w", err)
 	}
@@ -57,6 +61,7 @@ func (r *Replicas) publishHeartbeats(ctx context.Context, every time.Duration) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+		case <-r.announce:
 		}
 	}
 }
@@ -66,7 +71,7 @@ func (r *Replicas) publishHeartbeats(ctx context.Context, every time.Duration) {
 func (r *Replicas) publish(ctx context.Context, kind string) {
 	r.mu.RLock()
 	known := !r.until.IsZero()
-	m := message{kind: kind, from: r.self, sent: time.Now().UnixNano()}
+	m := message{kind: kind, from: r.self, sent: time.Now().UnixNano(), phase: r.phase}
 	if r.leads && r.memberLocked() {
 		m.lease = r.leaseHeartbeats
 	}
@@ -90,8 +95,10 @@ func (r *Replicas) handleMessage(payload []byte) {
 		return
 	}
 	now := time.Now()
+	defer signal(r.changed)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.phases[m.from] = max(r.phases[m.from], m.phase)
 	if m.from == r.self {
 		// After this replica was considered gone another one may have the lease.
 		r.leads = r.leads && r.memberLocked()
@@ -105,6 +112,7 @@ func (r *Replicas) handleMessage(payload []byte) {
 	case kindLeave:
 		delete(r.messages, m.from)
 		delete(r.live, m.from)
+		delete(r.phases, m.from)
 		r.wakeRun()
 		return
 	case kindChange:
@@ -123,6 +131,9 @@ func (r *Replicas) noteMessageLocked(id agent.ID, now time.Time) {
 	for other, at := range r.messages {
 		if now.Sub(at) >= r.opts.LeaseDuration {
 			delete(r.messages, other)
+			if _, listed := r.listed[other]; !listed {
+				delete(r.phases, other)
+			}
 		}
 	}
 	r.messages[id] = now

@@ -40,7 +40,7 @@ func (r *Replicas) describeSelf() agent.Replica {
 }
 
 func (r *Replicas) describeSelfLocked() agent.Replica {
-	return agent.Replica{ID: r.self, Name: r.opts.Name, Load: r.load, Config: r.config}
+	return agent.Replica{ID: r.self, Name: r.opts.Name, Load: r.load, Config: r.config, Phase: r.phase}
 }
 
 // noteLoadsLocked keeps the loads and the factor that a heartbeat read.

@@ -41,6 +41,10 @@ func (r *Replicas) registerGauges(reg prometheus.Registerer) error {
 			Help: "Replicas that this one considers alive, itself included.",
 		}, func() float64 { return float64(r.countLive()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_replicas_sharing",
+			Help: "Replicas that share what is not connected, as this one sees it, itself included.",
+		}, func() float64 { return float64(len(r.Sharing())) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_replicas_gone",
 			Help: "Replicas that ended without leaving, or are cut off from the database, until 20 lease durations later.",
 		}, func() float64 { gone, _ := r.noted(); return float64(gone) }),

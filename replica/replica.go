@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -78,6 +79,9 @@ type Replicas struct {
 	metrics *metrics
 	log     *slog.Logger
 	wake    chan struct{}
+	// announce has an element while the phase is to be published, changed while the
+	// result of Sharing may have changed.
+	announce, changed chan struct{}
 	// heartbeats is the outage of those in the database.
 	heartbeats *outage.Log
 
@@ -91,9 +95,16 @@ type Replicas struct {
 	// leaseHeartbeats is the newest known number of the lease's heartbeats.
 	leads           bool
 	leaseHeartbeats int64
-	term            int64 // counts the times that this replica came to lead
+	term            int64    // counts the times that this replica came to lead
+	holder          agent.ID // of the lease, as of the last heartbeat
 	live            map[agent.ID]struct{}
 	messages        map[agent.ID]time.Time // when the newest of each came by the pubsub
+	// listed are the others in the database, as of the last heartbeat. phases are those of
+	// all, this one included, by messages and heartbeats: the others know them, too. phase
+	// is this one's, which they may not know yet.
+	listed map[agent.ID]struct{}
+	phases map[agent.ID]agent.ReplicaPhase
+	phase  agent.ReplicaPhase
 	// strangers are those that send messages but are not in the database.
 	strangers map[agent.ID]stranger
 	err       error // of the last heartbeat
@@ -133,10 +144,15 @@ func New(store Store, pubsub PubSub, opts Options, reg prometheus.Registerer, lo
 		log:    log,
 		wake:   make(chan struct{}, 1),
 
+		announce: make(chan struct{}, 1),
+		changed:  make(chan struct{}, 1),
+
 		heartbeats: outage.New(log, "this replica cannot record its heartbeat in the database, trying again", "this replica records its heartbeat in the database again"),
 
 		live:     make(map[agent.ID]struct{}),
 		messages: make(map[agent.ID]time.Time),
+		phases:   map[agent.ID]agent.ReplicaPhase{opts.ID: agent.ReplicaStarting},
+		phase:    agent.ReplicaStarting,
 		seen:     make(map[agent.ID]observation),
 
 		strangers: make(map[agent.ID]stranger),
@@ -186,9 +202,13 @@ func (r *Replicas) Term() int64 {
 func (r *Replicas) Live(id agent.ID) bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
+	return r.liveLocked(id, time.Now())
+}
+
+func (r *Replicas) liveLocked(id agent.ID, now time.Time) bool {
 	_, live := r.live[id]
 	at, received := r.messages[id]
-	return live || received && time.Since(at) < r.opts.LeaseDuration
+	return live || received && now.Sub(at) < r.opts.LeaseDuration
 }
 
 // countLive returns how many replicas live, this one included.
@@ -240,9 +260,12 @@ func (r *Replicas) Run(ctx context.Context) error {
 }
 
 // wakeRun makes Run record a heartbeat now.
-func (r *Replicas) wakeRun() {
+func (r *Replicas) wakeRun() { signal(r.wake) }
+
+// signal puts an element into a channel of one, unless it has one.
+func signal(c chan struct{}) {
 	select {
-	case r.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -269,11 +292,13 @@ func (r *Replicas) recordHeartbeat(ctx context.Context) {
 	if r.leads && !led {
 		r.term++
 	}
-	r.live = r.liveReplicas(now)
+	r.live, r.holder = r.liveReplicas(now), lease.Holder
+	r.notePhasesLocked(replicas)
 	r.gone = len(r.seen) - len(r.live)
 	r.noteLoadsLocked(replicas, lease)
 	r.err = nil
 	r.mu.Unlock()
+	signal(r.changed)
 	r.heartbeats.Works(ctx)
 	r.compareConfigs(ctx)
 	r.compareClocks(heartbeatCtx)
@@ -286,7 +311,8 @@ func (r *Replicas) recordHeartbeat(ctx context.Context) {
 		r.log.InfoContext(ctx, "the lease changed hands", "leads", leads)
 		r.metrics.changes.Inc()
 	}
-	if leads && len(gone) > 0 {
+	// The row of one that others get messages of stays: they go on counting on it.
+	if gone = slices.DeleteFunc(gone, r.Live); leads && len(gone) > 0 {
 		removeCtx, cancel := context.WithTimeout(ctx, r.opts.LeaseDuration/heartbeatShare)
 		defer cancel()
 		if err := r.store.RemoveReplicas(removeCtx, gone); err != nil && ctx.Err() == nil {
@@ -396,6 +422,7 @@ func (r *Replicas) removeSelf(ctx context.Context) {
 	r.mu.Lock()
 	r.until, r.leads = time.Time{}, false
 	r.mu.Unlock()
+	signal(r.changed)
 	ctx = context.WithoutCancel(ctx)
 	removeCtx, cancel := context.WithTimeout(ctx, r.opts.LeaseDuration/heartbeatShare)
 	defer cancel()

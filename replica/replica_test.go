@@ -375,11 +375,15 @@ func TestReceivesAgain(t *testing.T) {
 }
 
 func TestMessages(t *testing.T) {
-	m := message{kindChange, agent.ID{1, 2}, 7, 1 << 60}
+	m := message{kindChange, agent.ID{1, 2}, 7, 1 << 60, agent.ReplicaLeaving}
 	got, err := parseMessage(m.String())
 	require.NoError(t, err)
 	require.Equal(t, m, got)
-	for _, bad := range []string{"", "heartbeat", "heartbeat x 1 1", "heartbeat " + agent.ID{}.String() + " x 1"} {
+	older := strings.TrimSuffix(m.String(), " 3")
+	got, err = parseMessage(older)
+	require.NoError(t, err)
+	require.Equal(t, message{kindChange, agent.ID{1, 2}, 7, 1 << 60, agent.ReplicaUnknown}, got)
+	for _, bad := range []string{"", "heartbeat", "heartbeat x 1 1", "heartbeat " + agent.ID{}.String() + " x 1", older + " x"} {
 		_, err := parseMessage(bad)
 		require.ErrorContains(t, err, "message of a replica: ", bad)
 	}

@@ -9,8 +9,8 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// RecordHeartbeat counts up the heartbeats of the replica me, and stores its name and
-// load. It renews the lease if me is the holder. me takes the lease if it is free, or
+// RecordHeartbeat counts up the heartbeats of the replica me, and stores its name,
+// load, configuration and phase. It renews the lease if me is the holder. me takes the lease if it is free, or
 // if its heartbeats equal takeover; below 0: only if it is free. It returns all
 // replicas, ordered by id, and the lease, as they are after that. All is one
 // transaction.
@@ -18,10 +18,10 @@ func (s *Store) RecordHeartbeat(ctx context.Context, me agent.Replica, takeover 
 	id, nobody := s.dialect.id(me.ID), s.dialect.id(agent.ID{})
 	err = s.change(ctx, "record heartbeat", func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `
-INSERT INTO replicas (id, name, beats, load_cpu, load_pending_age, load_flush, config) VALUES ($1, $2, 1, $3, $4, $5, $6)
-ON CONFLICT (id) DO UPDATE SET name = excluded.name, beats = replicas.beats + 1, config = excluded.config,
+INSERT INTO replicas (id, name, beats, load_cpu, load_pending_age, load_flush, config, phase) VALUES ($1, $2, 1, $3, $4, $5, $6, $7)
+ON CONFLICT (id) DO UPDATE SET name = excluded.name, beats = replicas.beats + 1, config = excluded.config, phase = excluded.phase,
     load_cpu = excluded.load_cpu, load_pending_age = excluded.load_pending_age, load_flush = excluded.load_flush`,
-			id, me.Name, me.Load.CPU, me.Load.PendingAge, me.Load.Flush, me.Config)
+			id, me.Name, me.Load.CPU, me.Load.PendingAge, me.Load.Flush, me.Config, me.Phase)
 		if err != nil {
 			return fmt.Errorf("count: %w", err)
 		}
@@ -36,9 +36,9 @@ WHERE holder = $1 OR holder = $2 OR beats = $3`, id, nobody, takeover)
 		}
 		replicas = nil
 		if err := s.stream(ctx, tx, pageOfReplicas, `
-SELECT id, name, beats, load_cpu, load_pending_age, load_flush, config FROM replicas ORDER BY id`, nil, func(rows *sql.Rows) error {
+SELECT id, name, beats, load_cpu, load_pending_age, load_flush, config, phase FROM replicas ORDER BY id`, nil, func(rows *sql.Rows) error {
 			var r agent.Replica
-			err := rows.Scan(&r.ID, &r.Name, &r.Heartbeats, &r.Load.CPU, &r.Load.PendingAge, &r.Load.Flush, &r.Config)
+			err := rows.Scan(&r.ID, &r.Name, &r.Heartbeats, &r.Load.CPU, &r.Load.PendingAge, &r.Load.Flush, &r.Config, &r.Phase)
 			replicas = append(replicas, r)
 			return err
 		}); err != nil {

@@ -18,7 +18,7 @@ func (s *Store) RecordHeartbeat(ctx context.Context, me agent.Replica, takeover 
 		var all []agent.Replica
 		var current agent.Lease
 		return transaction{doing: "record heartbeat", apply: func(t *tables, _ int64) error {
-			t.replicas[me.ID] = agent.Replica{ID: me.ID, Name: me.Name, Heartbeats: t.replicas[me.ID].Heartbeats + 1, Load: me.Load, Config: me.Config}
+			t.replicas[me.ID] = agent.Replica{ID: me.ID, Name: me.Name, Heartbeats: t.replicas[me.ID].Heartbeats + 1, Load: me.Load, Config: me.Config, Phase: me.Phase}
 			if t.lease.Holder == me.ID || t.lease.Holder == (agent.ID{}) || t.lease.Heartbeats == takeover {
 				t.lease.Holder = me.ID
 				t.lease.Heartbeats++

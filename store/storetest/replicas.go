@@ -228,6 +228,12 @@ func testIntervalFactor(t *testing.T, s Store) {
 		require.NoError(t, err)
 		require.Equal(t, config, replicas[1].Config)
 	}
+	require.Equal(t, agent.ReplicaUnknown, replicas[1].Phase)
+	for _, phase := range []agent.ReplicaPhase{agent.ReplicaStarting, agent.ReplicaLeaving} {
+		replicas, _, err = s.RecordHeartbeat(t.Context(), agent.Replica{ID: id(2), Load: idle, Phase: phase}, -1)
+		require.NoError(t, err)
+		require.Equal(t, phase, replicas[1].Phase)
+	}
 
 	require.NoError(t, s.RemoveReplicas(t.Context(), []agent.ID{id(1)}))
 	_, lease = heartbeat(2, idle)
