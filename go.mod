@@ -10,6 +10,7 @@ replace (
 
 require (
 	github.com/KimMachineGun/automemlimit v1.0.1
+	github.com/cespare/xxhash/v2 v2.3.0
 	github.com/coder/agentstatsd/client v0.1.0
 	github.com/coder/agentstatsd/client/drpctap v0.1.0
 	github.com/coder/agentstatsd/proto v0.1.0
@@ -55,7 +56,6 @@ require (
 	github.com/antithesishq/antithesis-sdk-go v0.8.0-default-no-op // indirect
 	github.com/aymanbagabas/go-osc52/v2 v2.0.1 // indirect
 	github.com/beorn7/perks v1.0.1 // indirect
-	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/coder/pretty v0.0.0-20230908205945-e89ba86370e0 // indirect
 	github.com/dustin/go-humanize v1.1.0
 	github.com/gobwas/httphead v0.1.0 // indirect

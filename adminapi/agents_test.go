@@ -138,13 +138,49 @@ func requireJSON(t *testing.T, want string, m proto.Message, without ...string) 
 	require.JSONEq(t, want, string(text))
 }
 
-// membership is that of a replica that lives beside another one.
-type membership struct{ self, other agent.ID }
+// membership is that of a replica that lives beside another one, with which it shares
+// nothing: one of them has all.
+type membership struct {
+	self, other agent.ID
+	leaves      bool
+}
 
-func (m membership) Self() agent.ID        { return m.self }
-func (membership) Member() bool            { return true }
-func (membership) Leads() bool             { return true }
-func (m membership) Live(id agent.ID) bool { return id == m.other }
+func (m membership) Self() agent.ID         { return m.self }
+func (membership) Member() bool             { return true }
+func (membership) Serve()                   {}
+func (membership) Changed() <-chan struct{} { return nil }
+func (m membership) Live(id agent.ID) bool  { return id == m.other }
+
+func (m membership) Sharing() []agent.ID {
+	if m.leaves {
+		return []agent.ID{m.other}
+	}
+	return []agent.ID{m.self}
+}
+
+// The state of an agent without a session is missing where another replica has the share.
+func TestExplainSharedState(t *testing.T) {
+	for _, leaves := range []bool{false, true} {
+		bubble.Test(t, func(t *testing.T) {
+			engine, err := pubsub.NewMemory(prometheus.NewRegistry())
+			require.NoError(t, err)
+			s := edgetest.Start(t, edgetest.Settings{
+				Join: func(f *fleet.Fleet) { f.Join(membership{agent.ID{1}, agent.ID{2}, leaves}, engine) },
+			})
+			s.Register(1)
+			resp, err := s.Operators().ExplainSeries(s.AsOperator(), &pb.ExplainSeriesRequest{Selector: `coderd_agents_connections{workspace_name="ws1"}`})
+			require.NoError(t, err)
+			if !leaves {
+				require.Empty(t, resp.GetFindings())
+				require.Len(t, resp.GetServed(), 1)
+				return
+			}
+			require.Empty(t, resp.GetServed())
+			require.Equal(t, "other_replica", resp.GetFindings()[0].GetCause())
+			require.Contains(t, resp.GetFindings()[0].GetText(), "Agent ada/ws1.main has no session; replicas share the states of such agents, and another one serves this one")
+		})
+	}
+}
 
 // Agents of all replicas are found. Of those that are at another one it is said which, and
 // not how many series they have.
@@ -152,7 +188,7 @@ func TestSearchAgentsOfReplicas(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		engine, err := pubsub.NewMemory(prometheus.NewRegistry())
 		require.NoError(t, err)
-		at := membership{agent.ID{1}, agent.ID{2}}
+		at := membership{self: agent.ID{1}, other: agent.ID{2}}
 		s := edgetest.Start(t, edgetest.Settings{
 			Join:        func(f *fleet.Fleet) { f.Join(at, engine) },
 			ChangeAdmin: func(c *adminapi.Components) { c.Identity = adminapi.Identity{ID: at.self, Name: "here"} },

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -22,9 +23,10 @@ import (
 type cluster struct {
 	mu   sync.Mutex
 	live map[agent.ID]bool
-	// leader has the lease.
-	leader agent.ID
-	bus    bus
+	// serving have read the registrations, and do not stop.
+	serving map[agent.ID]bool
+	changed map[agent.ID]chan struct{}
+	bus     bus
 }
 
 // bus delivers notifications at once to and from those who are not cut off.
@@ -37,8 +39,9 @@ type bus struct {
 
 func newCluster() *cluster {
 	return &cluster{
-		live: make(map[agent.ID]bool),
-		bus:  bus{cutOff: make(map[agent.ID]bool), listeners: make(map[agent.ID]func([]byte))},
+		live: make(map[agent.ID]bool), serving: make(map[agent.ID]bool),
+		changed: make(map[agent.ID]chan struct{}),
+		bus:     bus{cutOff: make(map[agent.ID]bool), listeners: make(map[agent.ID]func([]byte))},
 	}
 }
 
@@ -52,10 +55,24 @@ func (s membership) Self() agent.ID { return s.self }
 
 func (s membership) Member() bool { return s.Live(s.self) }
 
-func (s membership) Leads() bool {
+func (s membership) Serve() { s.c.setServing(s.self, true) }
+
+func (s membership) Sharing() (ids []agent.ID) {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
-	return s.c.leader == s.self && s.c.live[s.self]
+	for id, serving := range s.c.serving {
+		if serving && s.c.live[id] {
+			ids = append(ids, id)
+		}
+	}
+	slices.SortFunc(ids, func(a, b agent.ID) int { return bytes.Compare(a[:], b[:]) })
+	return ids
+}
+
+func (s membership) Changed() <-chan struct{} {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	return s.c.changed[s.self]
 }
 
 func (s membership) Live(id agent.ID) bool {
@@ -98,12 +115,27 @@ func (c *cluster) setLive(id agent.ID, live bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.live[id] = live
+	if c.changed[id] == nil {
+		c.changed[id] = make(chan struct{}, 1)
+	}
+	c.notifyLocked()
 }
 
-func (c *cluster) setLeader(id agent.ID) {
+// setServing has a replica share what has no session, or leave it to the others.
+func (c *cluster) setServing(id agent.ID, serving bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.leader = id
+	c.serving[id] = serving
+	c.notifyLocked()
+}
+
+func (c *cluster) notifyLocked() {
+	for _, changed := range c.changed {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // setCut cuts these replicas off from the bus, or mends that: then they are notified
@@ -124,8 +156,7 @@ func (c *cluster) setCut(cut bool, replicas ...parts) {
 // replicaID is the id of the nth replica.
 func replicaID(n int) agent.ID { return nid(9000 + n) }
 
-// startReplicas runs n replicas over one store; the first one leads. They end
-// with the test.
+// startReplicas runs n replicas over one store. They end with the test.
 func startReplicas(t *testing.T, n int) (*cluster, []parts) {
 	t.Helper()
 	return startReplicasWith(t, n, Options{})
@@ -134,7 +165,6 @@ func startReplicas(t *testing.T, n int) (*cluster, []parts) {
 func startReplicasWith(t *testing.T, n int, opts Options) (*cluster, []parts) {
 	t.Helper()
 	c := newCluster()
-	c.leader = replicaID(0)
 	store := newMemStore(&journal{})
 	replicas := make([]parts, n)
 	for i := range replicas {

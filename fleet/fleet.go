@@ -9,8 +9,8 @@
 // Replicas share one fleet through the database. A replica reads what the others
 // write there; notifications over the pubsub shorten the delay. An agent has one
 // session in the whole fleet, the one with the highest epoch. The replica with the
-// session publishes the agent's state. The leader publishes the state of agents
-// without a session.
+// session publishes the agent's state. They share the states of agents without a
+// session, and of workspaces without such an agent.
 package fleet
 
 import (
@@ -252,6 +252,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 	if f.peers != nil {
 		background.Go(func() { f.runFollower(ctx) })
 		background.Go(func() { f.runPublisher(ctx) })
+		background.Go(func() { f.peers.shares.Run(ctx) })
 	}
 
 	timer := time.NewTimer(0) // for changes before Run

@@ -306,23 +306,3 @@ func (f *Fleet) applyState(e *entry, s *agent.State, now time.Time) (started boo
 	}
 	return started
 }
-
-// refreshMembership copies the membership of this replica, and publishes or withdraws
-// the workspaces accordingly. The scan does the same for each agent.
-func (f *Fleet) refreshMembership() {
-	if f.peers == nil {
-		return
-	}
-	member, leads := f.peers.replicas.Member(), f.peers.replicas.Leads()
-	was, led := f.peers.member.Swap(member), f.peers.leads.Swap(leads)
-	if member == was && leads == led {
-		return
-	}
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	for w := range f.registry.workspaces.All() {
-		w.up.mu.Lock()
-		f.publishUpLocked(w)
-		w.up.mu.Unlock()
-	}
-}

@@ -20,6 +20,8 @@ type Info struct {
 	Remote bool
 	// Relayed is true if it is relayed.
 	Relayed bool
+	// Published is true if this replica serves the agent's state.
+	Published bool
 	// Session is its newest one on any replica; zero: there was none.
 	Session agent.SessionRecord
 	// Status equals that of the published series. It follows time within a second.
@@ -126,6 +128,7 @@ func (f *Fleet) info(e *entry) Info {
 		Connected:    connected,
 		Remote:       remote,
 		Relayed:      connected && e.sessions.newest.Relayed,
+		Published:    e.presence.published,
 		Session:      e.sessions.newest,
 		Status:       e.presence.status,
 		LastSeen:     e.sessions.lastSeen,

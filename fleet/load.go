@@ -20,7 +20,9 @@ func (f *Fleet) Load(ctx context.Context) error {
 	if f.Ready() == nil {
 		return nil
 	}
-	f.refreshMembership()
+	if f.peers != nil {
+		f.peers.shares.Refresh()
+	}
 	r, err := f.load(ctx)
 	if err != nil {
 		f.metrics.loadErrors.Inc()

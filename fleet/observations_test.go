@@ -12,11 +12,13 @@ import (
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
-// Agents that coderd sees connected count at the replica that leads, those with a session
-// where that is. Each counts once, also after the lead moves, and after a session ended.
+// Agents that coderd sees connected count at the replica that has the share, those with a
+// session where that is. Each counts once, also after the share moves, and after a session
+// ended.
 func TestObservationsOnReplicas(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		c, r := startReplicas(t, 2)
+		c.setServing(replicaID(1), false)
 		seen := func(n int, name string) agent.Registration {
 			return with(registration(n, 1, 1), func(reg *agent.Registration) {
 				reg.Name = name
@@ -63,7 +65,8 @@ func TestObservationsOnReplicas(t *testing.T) {
 		requireUp("2", "1")
 		register()
 		requireUp("2", "1")
-		c.setLeader(replicaID(1))
+		c.setServing(replicaID(0), false)
+		c.setServing(replicaID(1), true)
 		requireUp("none", "3")
 		s.Close(EndDisconnect)
 		requireUp("none", "2")

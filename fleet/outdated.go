@@ -176,7 +176,7 @@ func (f *Fleet) countUnwrittenLocked(e *entry) {
 func (f *Fleet) isUnwrittenLocked(e *entry) bool {
 	newest := &e.sessions.newest
 	return newest.Epoch > e.sessions.recordedEpoch && f.peers != nil && newest.Replica != f.self() &&
-		f.peers.member.Load() && !f.peers.replicas.Live(newest.Replica)
+		f.peers.shares.Member() && !f.peers.replicas.Live(newest.Replica)
 }
 
 // noteStoredEpochLocked notes that the database has a value of the agent with this

@@ -14,6 +14,7 @@ import (
 	"github.com/coder/agentstatsd/fleet/internal/notification"
 	"github.com/coder/agentstatsd/fleet/internal/outbox"
 	"github.com/coder/agentstatsd/fleet/internal/passes"
+	"github.com/coder/agentstatsd/fleet/internal/shares"
 	"github.com/coder/agentstatsd/internal/outage"
 )
 
@@ -31,11 +32,7 @@ const (
 // Replicas is the membership of this replica. The methods touch memory only.
 // *replica.Replicas implements it.
 type Replicas interface {
-	Self() agent.ID
-	// Member returns whether the others consider this replica alive. Leads returns
-	// whether it is the leader.
-	Member() bool
-	Leads() bool
+	shares.Replicas
 	// Live returns whether this replica considers another one alive.
 	Live(id agent.ID) bool
 }
@@ -57,6 +54,7 @@ func (f *Fleet) Join(r Replicas, p PubSub) {
 		followWake: make(chan struct{}, 1),
 		outbox:     outbox.New[*entry](),
 		suspects:   make(map[*entry]struct{}),
+		shares:     shares.NewFollower(r, f.publishMoved),
 	}
 }
 
@@ -76,9 +74,8 @@ type peers struct {
 	log       *slog.Logger
 	following *outage.Log // of passes
 
-	// member and leads are copies of Replicas' as of the last scan. What is published
-	// depends on them. The lease is longer than the interval of scans.
-	member, leads atomic.Bool
+	// shares are what this replica publishes without a session of it.
+	shares *shares.Follower
 
 	// passes are reads of what other replicas wrote.
 	passes passes.Passes

@@ -32,11 +32,11 @@ type connection struct {
 	observed  bool       // elsewhere, as coderd saw
 }
 
-// published returns whether the states of the workspace's agents are published.
-func (w *workspace) published() bool {
+// labels returns the labels of the workspace's series; nil: they are hidden.
+func (w *workspace) labels() *agent.Workspace {
 	w.up.mu.Lock()
 	defer w.up.mu.Unlock()
-	return w.up.labels != nil
+	return w.up.labels
 }
 
 // addConnected adds n to the connected agents of the workspace.
@@ -58,14 +58,18 @@ func (f *Fleet) addConnected(at connection, n int) {
 	f.publishUpLocked(w)
 }
 
-// publishes returns whether this replica publishes the state of an agent or a
-// workspace. A replica publishes those with a local session. The leader publishes
-// those without any session. A replica that is no member publishes nothing.
-func (f *Fleet) publishes(local, remote bool) bool {
-	if f.peers == nil {
-		return true
+// publishes returns whether this replica publishes the state of a workspace with these
+// labels, or of an agent of it. A replica publishes those with a local session. Those
+// without any session are shared. A replica that is no member publishes nothing. What is
+// hidden is not published.
+func (f *Fleet) publishes(labels *agent.Workspace, local, remote bool) bool {
+	switch {
+	case labels == nil || f.peers == nil:
+		return labels != nil
+	case local || remote:
+		return local && f.peers.shares.Member()
 	}
-	return f.peers.member.Load() && (local || !remote && f.peers.leads.Load())
+	return f.peers.shares.Has(labels)
 }
 
 // setLabels publishes the workspace with these labels; nil: it is hidden. It returns
@@ -91,11 +95,11 @@ func (f *Fleet) setState(key agent.SeriesKey, series []agent.Series) {
 
 func (f *Fleet) publishUpLocked(w *workspace) {
 	connected := w.up.local
-	if f.publishes(false, false) { // as it does agents without a session
+	if f.publishes(w.up.labels, false, false) { // as it does agents without a session
 		connected += w.up.observed
 	}
 	var series []agent.Series
-	if w.up.labels != nil && f.publishes(connected > 0, w.up.remote > 0) {
+	if f.publishes(w.up.labels, connected > 0, w.up.remote > 0) {
 		opts := f.opts.Load()
 		series = families.Up(w.up.labels, connected, opts.UpTemplateVersion)
 		if opts.WorkspaceInfo {
@@ -140,7 +144,7 @@ func (f *Fleet) presenceLocked(e *entry, now time.Time) presence {
 	remote := registered && !local && f.connectedRemotelyLocked(e)
 	reg := e.reg.Load()
 	s := presence{
-		published: registered && f.publishes(local, remote) && e.workspace.published(),
+		published: registered && f.publishes(e.workspace.labels(), local, remote),
 		observed:  registered && !local && !remote && observations.Counts(&reg.Observed, e.sessions.endedAt, now),
 	}
 	s.status = observations.Status(reg, local || remote, e.sessions.newest.Epoch != 0, s.observed, now)

@@ -10,7 +10,6 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/fleet/internal/ordered"
 	"github.com/coder/agentstatsd/fleet/internal/removals"
 )
 
@@ -133,32 +132,6 @@ func (f *Fleet) withoutRemoved(ctx context.Context, r *registry, set Set) (left 
 		return set, nil, nil
 	}
 	removed := removals.Of(list, time.Now()) // rather too late: see removalsWait
-	isWorkspaceGone := func(w *agent.Workspace, gotAt time.Time) bool {
-		return r.workspaces.Get(w.ID) == nil && removed.HasWorkspace(w.ID, gotAt)
-	}
-	set.Workspaces = ordered.Drop(set.Workspaces, func(w *agent.Workspace) bool { return isWorkspaceGone(w, set.ReadAt) })
-	named := make(map[agent.ID]struct{}, len(set.Workspaces))
-	for i := range set.Workspaces {
-		named[set.Workspaces[i].ID] = struct{}{}
-	}
-	var emptied []agent.Workspace
-	set.Agents = ordered.Drop(set.Agents, func(reg *agent.Registration) bool {
-		gotAt, kept := set.GotAt[reg.ID]
-		if !kept {
-			gotAt = set.ReadAt
-		}
-		w := &reg.Workspace
-		noWorkspace := isWorkspaceGone(w, gotAt)
-		if !noWorkspace && (r.agents.Get(reg.ID) != nil || !removed.HasAgent(reg.ID, gotAt)) {
-			return false
-		}
-		gone = append(gone, reg.ID)
-		if _, again := named[w.ID]; !again && !noWorkspace && !set.ReadAt.IsZero() {
-			named[w.ID] = struct{}{}
-			emptied = append(emptied, *w) // the sync names it all the same
-		}
-		return true
-	})
-	set.Workspaces = append(slices.Clip(set.Workspaces), emptied...)
-	return set, gone, nil
+	left, gone = removed.From(set, func(id agent.ID) bool { return r.agents.Get(id) != nil }, func(id agent.ID) bool { return r.workspaces.Get(id) != nil })
+	return left, gone, nil
 }

@@ -48,13 +48,9 @@ func TestReplicasAtRandom(t *testing.T) {
 						w.session.Close([]End{EndDisconnect, EndGoodbye}[random.IntN(2)])
 						w.session = nil
 					}
-				case 6: // is cut off, or comes back
+				case 6: // is cut off, or comes back; its agents notice nothing
 					live[to] = !live[to]
 					c.setLive(replicaID(to), live[to])
-					if !live[to] {
-						// Its agents notice nothing, but may go elsewhere.
-						c.setLeader(replicaID((to + 1) % count))
-					}
 				case 7:
 					c.setCut(random.IntN(2) == 0, r[to])
 				}

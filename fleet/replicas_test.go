@@ -234,7 +234,7 @@ func TestAgentMoves(t *testing.T) {
 				awaitReplicas()
 				back.Close(EndGoodbye)
 				awaitReplicas()
-				require.Equal(t, "disconnected", statusOf(t, "ws1", r...), "the leader serves it")
+				require.Equal(t, "disconnected", statusOf(t, "ws1", r...), "one of them serves it")
 				require.Equal(t, 0.0, connectedIn(t, "ws1", r...))
 			})
 		})
@@ -318,8 +318,8 @@ func TestClockBehind(t *testing.T) {
 	})
 }
 
-// The agents of a replica that dies are the leader's to serve, until they are
-// back somewhere.
+// The agents of a replica that dies are the others' to serve, until they are back
+// somewhere.
 func TestReplicaDies(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		c, r := startReplicas(t, 3)
@@ -340,7 +340,7 @@ func TestReplicaDies(t *testing.T) {
 		require.Equal(t, "connected", statusOf(t, "ws1", alive...))
 		require.Equal(t, "disconnected", statusOf(t, "ws2", alive...))
 
-		c.setLeader(replicaID(1))
+		c.setServing(replicaID(0), false) // it leaves
 		awaitReplicas()
 		require.Empty(t, served(t, r[0]))
 		require.Equal(t, "disconnected", statusOf(t, "ws2", alive...))

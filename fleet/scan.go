@@ -32,7 +32,6 @@ func (f *Fleet) runScans(ctx context.Context) {
 func (f *Fleet) scan(now time.Time) {
 	start := time.Now()
 	defer func() { f.metrics.collection.Observe(time.Since(start).Seconds()) }()
-	f.refreshMembership()
 	f.mu.RLock()
 	order := f.registry.order
 	f.mu.RUnlock()
@@ -66,7 +65,7 @@ func (f *Fleet) scanLocked(e *entry, now time.Time) {
 	if e.phase != phaseRegistered {
 		return
 	}
-	if f.peers != nil && !f.peers.member.Load() && e.sessions.live == nil {
+	if f.peers != nil && !f.peers.shares.Member() && e.sessions.live == nil {
 		f.dropRetainedSeriesLocked(e)
 	}
 	f.countUnwrittenLocked(e)

@@ -107,7 +107,7 @@ func (f *Fleet) openSeriesLocked(e *entry, s agent.Session) {
 // reconnect, unless they go at once. A replica that is no member removes them: it
 // would not notice that the agent connects to another one.
 func (f *Fleet) closeSeriesLocked(e *entry, epoch int64, goodbye bool) {
-	remove := goodbye || f.peers != nil && !f.peers.member.Load()
+	remove := goodbye || f.peers != nil && !f.peers.shares.Member()
 	f.series.Close(e.id, epoch, remove)
 	e.sessions.seriesRetained = !remove
 }

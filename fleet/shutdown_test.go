@@ -29,7 +29,6 @@ func TestShutdownWithoutPubsub(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		c := newCluster()
 		c.setLive(replicaID(0), true)
-		c.setLeader(replicaID(0))
 		p := newPartsOn(t, Options{}, newMemStore(&journal{}), &journal{})
 		p.Join(membership{c, replicaID(0)}, manualSubscriber{membership{c, replicaID(0)}})
 		stop := running(t, p)

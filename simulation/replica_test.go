@@ -257,5 +257,6 @@ func (p *process) kill() {
 // shutDown ends the process in its order, after its streams have ended.
 func (p *process) shutDown() {
 	p.serving = false
+	p.replicas.Leave()
 	p.stop()
 }

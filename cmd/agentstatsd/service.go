@@ -365,6 +365,9 @@ func (s *service) run(ctx context.Context, before ...stages.Stage) error {
 	s.log.Info("agentstatsd starts", s.places()...)
 	stopDraining := context.AfterFunc(ctx, func() {
 		s.draining.Store(true)
+		if s.replicas != nil {
+			s.replicas.Leave()
+		}
 		s.manager.Stopping()
 	})
 	defer stopDraining()

@@ -67,10 +67,11 @@ func replicas() row {
 	return row{title: "Replicas (PostgreSQL)", panels: []panel{
 		{
 			title: "Live replicas", unit: units.Short,
-			description: "As each one sees it. Fewer than were started: one is away, or has another database.",
+			description: "As each one sees it. Fewer than were started: one is away, or has another database. Those that share serve what is not connected.",
 			alerts:      []string{"AgentstatsdReplicaLost"},
 			queries: []query{
 				q("max by (instance) (agentstatsd_replicas_live{@})", "{{instance}}"),
+				q("max by (instance) (agentstatsd_replicas_sharing{@})", "{{instance}}: share"),
 				q("max(agentstatsd_replicas_gone{@})", "gone without a word"),
 			},
 		},

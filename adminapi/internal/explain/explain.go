@@ -81,7 +81,6 @@ const (
 // Families of the service itself that are read here.
 const (
 	lastScrapeFamily = "agentstatsd_last_scrape_timestamp_seconds"
-	leadsFamily      = "agentstatsd_replica_leads"
 	infoFamily       = "agentstatsd_workspace_info"
 )
 
@@ -97,8 +96,6 @@ type search struct {
 	family string
 	// passed are the families that are served from pushes alone.
 	passed map[string]bool
-	// leads is true if the replica serves what exactly one may serve.
-	leads bool
 	// scraped is when the last scrape was; zero: there was none.
 	scraped time.Time
 
@@ -142,10 +139,6 @@ func (e *Explainer) Explain(ctx context.Context, selector string) (*Explanation,
 
 // readOwn reads what the service's own metrics say.
 func (s *search) readOwn() {
-	s.leads = true // if it is alone
-	for _, m := range s.own[leadsFamily].GetMetric() {
-		s.leads = m.GetGauge().GetValue() == 1
-	}
 	for _, m := range s.own[lastScrapeFamily].GetMetric() {
 		if at := m.GetGauge().GetValue(); at > 0 {
 			s.scraped = time.UnixMicro(int64(at * 1e6))

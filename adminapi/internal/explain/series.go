@@ -138,10 +138,10 @@ func (s *search) explainState(a *subject) *Finding {
 	switch {
 	case s.scan.count > 0:
 		return nil
-	case !a.info.Connected && !s.leads:
+	case !a.info.Connected && !a.info.Published:
 		return &Finding{
-			Cause: OtherReplica, Text: fmt.Sprintf("%s has no session, and the replica that leads serves the state of such agents, which this one is not", a.name()),
-			Remedy: "Ask all replicas: agentstatsd status says which one leads.",
+			Cause: OtherReplica, Text: fmt.Sprintf("%s has no session; replicas share the states of such agents, and another one serves this one", a.name()),
+			Remedy: "Ask all replicas.",
 		}
 	case s.scan.lines > 0:
 		f := s.scan.otherLabels()

@@ -113,6 +113,22 @@ func (t *Table[K, E]) All() iter.Seq[*E] {
 	}
 }
 
+// Parts is the number of parts of a table.
+const Parts = shards
+
+// Part returns the elements of one part, from 0 to Parts-1, in no order. All parts together
+// have all elements. The slice is the caller's: the table may change between two parts.
+func (t *Table[K, E]) Part(n int) []*E {
+	s := &t.shards[n]
+	part := make([]*E, 0, s.count)
+	for _, e := range s.elements {
+		if e != nil {
+			part = append(part, e)
+		}
+	}
+	return part
+}
+
 func (t *Table[K, E]) hash(e *E) uint64 { return maphash.Comparable(t.seed, t.key(e)) }
 
 func (t *Table[K, E]) shard(hash uint64) *shard[E] { return &t.shards[hash>>(64-shardBits)] }

@@ -52,6 +52,15 @@ func requireEqual(t require.TestingT, model map[int]*element, table *Table[int, 
 	}
 	require.Equal(t, len(model), n)
 	require.True(t, maps.Equal(model, got))
+	clear(got)
+	for part := range Parts {
+		for _, e := range table.Part(part) {
+			got[e.key] = e
+			n--
+		}
+	}
+	require.Zero(t, n)
+	require.True(t, maps.Equal(model, got))
 	for key, e := range model {
 		if table.Get(key) != e {
 			require.Same(t, e, table.Get(key))
