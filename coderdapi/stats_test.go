@@ -202,8 +202,8 @@ func TestWatchStatsContinues(t *testing.T) {
 		w.ack(1)
 		second := w.requireBatch(batch{number: 2, bytes: 6})
 		w.cut()
-		// A number of another incarnation says nothing.
-		w = watchStats(s, from(&pb.WatchStatsRequest{Incarnation: incarnation + 1, Number: 2, Nonce: second.GetNonce()}))
+		// A number of another incarnation says nothing without the batch's nonce.
+		w = watchStats(s, from(&pb.WatchStatsRequest{Incarnation: incarnation + 1, Number: 2, Nonce: second.GetNonce() + 1}))
 		w.began(1)
 		w.requireBatch(batch{number: 2, bytes: 6})
 		w.cut()
