@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/coder/agentstatsd/aggregator/internal/walk"
 	"github.com/coder/agentstatsd/internal/ownmetrics"
 )
 
@@ -60,10 +61,9 @@ func (a *Aggregator) countLargest() (l largest) {
 		l.agentSeries, l.agentBytes = max(l.agentSeries, as.count), max(l.agentBytes, as.bytes)
 		l.agentFamilies = max(l.agentFamilies, int64(len(as.families)))
 	})
-	a.lifecycleMu.Lock()
-	defer a.lifecycleMu.Unlock()
-	for _, o := range a.owners {
+	// In steps: agents that connect wait for lifecycleMu.
+	_ = walk.Each(context.Background(), &a.lifecycleMu, a.owners, func(o *owner) {
 		l.ownerSeries, l.ownerBytes = max(l.ownerSeries, o.series.Load()), max(l.ownerBytes, o.bytes.Load())
-	}
+	})
 	return l
 }

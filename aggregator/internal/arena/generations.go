@@ -1,6 +1,7 @@
 package arena
 
 import (
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -25,8 +26,9 @@ type Generations struct {
 	mu sync.Mutex
 	// active are the generations of the scrapes under way, in no order.
 	active []uint32
-	// retired are the lines that some of these scrapes may still show.
-	retired []retiredLine
+	// retired are the lines that some of these scrapes may still show, those of the oldest
+	// generations first.
+	retired retiredLines
 	// compressing is the number of scrapes under way that compress. sharing are
 	// the parts that keep compressed segments for them.
 	compressing int
@@ -35,16 +37,6 @@ type Generations struct {
 	protoBlocks map[*Block]struct{}
 	protoTimer  *time.Timer
 }
-
-// retiredLine is shown by the scrapes of generations up to last.
-type retiredLine struct {
-	from remover
-	slot uint32
-	last uint32
-}
-
-// remover frees the slot of a line. It is a block, or rows.
-type remover interface{ Remove(slot uint32) }
 
 // beginScrape returns the generation of a new scrape. endScrape must follow.
 func (c *Generations) beginScrape() (generation uint32) {
@@ -57,30 +49,27 @@ func (c *Generations) beginScrape() (generation uint32) {
 
 // endScrape ends a scrape, and removes the lines that no other scrape shows.
 func (c *Generations) endScrape(generation uint32) {
-	for _, l := range c.removeScrape(generation) {
-		l.from.Remove(l.slot)
+	c.mu.Lock()
+	at := slices.Index(c.active, generation)
+	c.active = slices.Delete(c.active, at, at+1)
+	c.mu.Unlock()
+	for gone := c.takeGone(); len(gone) > 0; gone = c.takeGone() {
+		for _, l := range gone {
+			l.from.Remove(l.slot)
+		}
 	}
 }
 
-// removeScrape returns the retired lines that no scrape shows any more.
-func (c *Generations) removeScrape(generation uint32) (gone []retiredLine) {
+// takeGone returns some of the retired lines that no scrape shows any more; none: there
+// are none.
+func (c *Generations) takeGone() []retiredLine {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	at := slices.Index(c.active, generation)
-	c.active = slices.Delete(c.active, at, at+1)
-	if len(c.active) == 0 {
-		gone, c.retired = c.retired, nil
-		return gone
+	oldest := uint32(math.MaxUint32)
+	if len(c.active) > 0 {
+		oldest = slices.Min(c.active)
 	}
-	oldest := slices.Min(c.active)
-	c.retired = slices.DeleteFunc(c.retired, func(l retiredLine) bool {
-		if l.last < oldest {
-			gone = append(gone, l)
-			return true
-		}
-		return false
-	})
-	return gone
+	return c.retired.takeBefore(oldest)
 }
 
 // retireLine retires a line, and returns the last generation that shows it. It
@@ -92,7 +81,7 @@ func (c *Generations) retireLine(from remover, slot uint32) (last uint32, ok boo
 		return 0, false
 	}
 	last = c.current()
-	c.retired = append(c.retired, retiredLine{from, slot, last})
+	c.retired.add(retiredLine{from, slot, last})
 	return last, true
 }
 
@@ -109,15 +98,22 @@ func (c *Generations) beginCompressing() {
 
 // endCompressing ends such a scrape. The last one drops all shared segments.
 func (c *Generations) endCompressing() {
+	for s := range c.takeSharing() {
+		s.drop()
+	}
+}
+
+// takeSharing returns what the last one drops. Meanwhile others may begin that compress.
+// They make again what is dropped.
+func (c *Generations) takeSharing() map[*sharing]struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.compressing--; c.compressing > 0 {
-		return
+		return nil
 	}
-	for s := range c.sharing {
-		s.drop()
-	}
+	taken := c.sharing
 	c.sharing = nil
+	return taken
 }
 
 // addSharing adds a part that keeps compressed segments. It returns false if only
