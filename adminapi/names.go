@@ -99,11 +99,12 @@ type firstAgents struct {
 	last *agentKey
 }
 
+// add adds a copy of reg.
 func (f *firstAgents) add(reg *agent.Registration) {
 	if f.last != nil && f.last.compareTo(reg) < 0 || f.after.compareTo(reg) >= 0 {
 		return
 	}
-	f.found = append(f.found, reg)
+	f.found = append(f.found, reg.Clone())
 	if len(f.found) == 2*f.limit {
 		f.found = slices.Grow(f.sorted(), f.limit)
 		last := keyOf(f.found[f.limit-1])

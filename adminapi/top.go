@@ -130,6 +130,7 @@ func (t *top) step(now time.Time) *agentstatsv1.TopAgentsResponse {
 		if t.weight(&a) == 0 {
 			continue
 		}
+		a.reg = reg.Clone()
 		if first = append(first, a); len(first) == 2*t.limit {
 			first = t.sorted(first)
 		}

@@ -3,7 +3,6 @@ package agent
 import (
 	"slices"
 	"time"
-	"unsafe"
 )
 
 // Observation is the state of an agent as coderd knew it at a moment.
@@ -32,13 +31,4 @@ func (o *Observation) SameState(other *Observation) bool {
 // WasConnected reports whether the agent had connected by then.
 func (o *Observation) WasConnected() bool {
 	return o.Status == StatusConnected || o.Status == StatusDisconnected
-}
-
-// Bytes estimates the memory of what o refers to.
-func (o *Observation) Bytes() int64 {
-	n := len(o.Status) + len(o.Lifecycle.State)
-	for _, region := range o.Network.Regions {
-		n += int(unsafe.Sizeof(region)) + len(region.Name)
-	}
-	return int64(n)
 }

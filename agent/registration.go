@@ -3,7 +3,6 @@ package agent
 import (
 	"slices"
 	"time"
-	"unsafe"
 
 	"github.com/google/uuid"
 )
@@ -48,17 +47,11 @@ func (r *Registration) Equal(other *Registration) bool {
 		r.Observed.Equal(&other.Observed)
 }
 
-// Bytes returns about what r takes in memory, without its workspace.
-func (r *Registration) Bytes() int64 {
-	n := int(unsafe.Sizeof(*r)) + len(r.Name)
-	for _, key := range r.MetadataKeys {
-		n += int(unsafe.Sizeof(key)) + len(key)
-	}
-	for i := range r.Apps {
-		app := &r.Apps[i]
-		n += int(unsafe.Sizeof(*app)) + len(app.Slug) + len(app.DisplayName) + len(app.Health)
-	}
-	return int64(n) + r.Observed.Bytes()
+// Clone returns a copy that shares no list with r.
+func (r *Registration) Clone() *Registration {
+	c := *r
+	c.Apps, c.MetadataKeys = slices.Clone(r.Apps), slices.Clone(r.MetadataKeys)
+	return &c // Network.Regions is replaced as a whole
 }
 
 // Workspace is what coderd says of one workspace, with or without agents.
@@ -105,11 +98,6 @@ func (w *Workspace) KeepKnown(known *Workspace) {
 	if w.Template.Version == UnknownVersion && w.Build.ID == known.Build.ID && w.Template.Name == known.Template.Name {
 		w.Template.Version = known.Template.Version
 	}
-}
-
-// Bytes returns about what the texts of w take in memory.
-func (w *Workspace) Bytes() int64 {
-	return int64(len(w.Name) + len(w.OwnerUsername) + len(w.Template.Name) + len(w.Template.Version) + len(w.Organization) + len(w.Build.Transition))
 }
 
 // Owner returns what stands for the owner: the id or, if that is not known, one made of

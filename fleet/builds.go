@@ -9,13 +9,14 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/durations"
+	"github.com/coder/agentstatsd/fleet/internal/kept"
 	"github.com/coder/agentstatsd/fleet/internal/observations"
 )
 
 // finishedBuild is a build whose agents have all ended their start.
 type finishedBuild struct {
 	workspace *workspace
-	labels    agent.Workspace
+	labels    *kept.Workspace
 	status    string
 	seconds   float64
 }
@@ -31,11 +32,15 @@ func (f *Fleet) queueFinishedBuild(e *entry) {
 // queueFinishedBuildOf is called while the registry does not change. A workspace that is
 // nil is removed.
 func (f *Fleet) queueFinishedBuildOf(w *workspace) {
-	if w == nil || w.Build.ID == (agent.ID{}) || w.Build.CreatedAt.IsZero() || w.observedBuild() == w.Build.ID {
+	if w == nil {
+		return
+	}
+	reg := w.reg.Load()
+	if reg.BuildID == (agent.ID{}) || reg.BuiltAt().IsZero() || w.observedBuild() == reg.BuildID {
 		return
 	}
 	if b, finished := finished(w); finished {
-		f.queue.AddBuild(w.Build.ID, b)
+		f.queue.AddBuild(reg.BuildID, b)
 	}
 }
 
@@ -52,14 +57,16 @@ func (w *workspace) observedBuild() agent.ID {
 // another one. If clocks differ, the duration is at least 0.
 func finished(w *workspace) (finishedBuild, bool) {
 	var last time.Time
+	built := w.reg.Load().BuiltAt()
 	status := durations.StatusSuccess
 	for _, e := range w.agents {
 		reg := e.reg.Load()
-		if reg.Parent != (agent.ID{}) || reg.CreatedAt.Before(w.Build.CreatedAt) {
+		if reg.Parent() != (agent.ID{}) || reg.CreatedAt().Before(built) {
 			continue
 		}
+		observed := reg.Observed()
 		e.mu.Lock()
-		s := observations.Startup(&e.state.newest, &reg.Observed)
+		s := observations.Startup(&e.state.newest, &observed)
 		e.mu.Unlock()
 		if s.ReadyAt.IsZero() {
 			return finishedBuild{}, false
@@ -71,9 +78,9 @@ func finished(w *workspace) (finishedBuild, bool) {
 	}
 	return finishedBuild{
 		workspace: w,
-		labels:    w.Workspace,
+		labels:    w.reg.Load(),
 		status:    status,
-		seconds:   max(0, last.Sub(w.Build.CreatedAt).Seconds()),
+		seconds:   max(0, last.Sub(built).Seconds()),
 	}, !last.IsZero()
 }
 
@@ -97,10 +104,11 @@ func (f *Fleet) writeBuilds(ctx context.Context) error {
 	}
 	for _, id := range fresh {
 		b := builds[id]
-		f.metrics.builds.Observe(&b.labels, b.status, b.seconds, now)
+		labels := b.labels.Value()
+		f.metrics.builds.Observe(&labels, b.status, b.seconds, now)
 	}
-	for _, b := range builds {
-		b.workspace.observed.Store(&b.labels.Build.ID)
+	for id, b := range builds {
+		b.workspace.observed.Store(&id)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/budget"
+	"github.com/coder/agentstatsd/fleet/internal/kept"
 )
 
 // phase is where an agent is in its removal: see startRemoval.
@@ -27,7 +28,7 @@ type entry struct {
 	// The registry: register.go, registry.go.
 
 	// reg is replaced under mu, never changed in place.
-	reg   atomic.Pointer[agent.Registration]
+	reg   atomic.Pointer[kept.Registration]
 	named naming // guarded by Fleet.mu
 
 	// requestMu is held while a request is handled, while a session opens and while
@@ -79,10 +80,21 @@ type state struct {
 	pendingAcks   []pendingAck   // of sequences that newest has and the database may not
 }
 
-func newEntry(reg *agent.Registration) *entry {
-	e := &entry{id: reg.ID, state: state{newest: agent.State{Agent: reg.ID}}}
+func newEntry(id agent.ID, reg *kept.Registration) *entry {
+	e := &entry{id: id, state: state{newest: agent.State{Agent: id}}}
 	e.reg.Store(reg)
 	return e
+}
+
+// registration returns a copy of the agent's registration.
+func (e *entry) registration() *agent.Registration { return e.reg.Load().Value(e.id) }
+
+// registrationLocked returns the agent's registration, which must not be changed.
+func (e *entry) registrationLocked() *agent.Registration {
+	if s := e.sessions.live; s != nil {
+		return s.reg.Load()
+	}
+	return e.registration()
 }
 
 // availableLocked returns nil if the agent can have sessions now.

@@ -12,6 +12,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/aggregator"
 	"github.com/coder/agentstatsd/fleet/internal/families"
+	"github.com/coder/agentstatsd/fleet/internal/kept"
 )
 
 // A registration that differs in any field is another one: what equality forgets is
@@ -24,6 +25,9 @@ func TestEqualRegistrationForgetsNoField(t *testing.T) {
 	}
 	a := whole()
 	require.True(t, a.Equal(whole()))
+	texts := kept.NewTexts()
+	inMemory := texts.Registration(a, texts.Workspace(&a.Workspace))
+	require.True(t, inMemory.Equal(a))
 	// The store gives the incarnation; nobody registers one.
 	ignored := map[string]bool{"Incarnation": true}
 	checked := 0
@@ -36,6 +40,7 @@ func TestEqualRegistrationForgetsNoField(t *testing.T) {
 		b := root.Addr().Interface().(*agent.Registration)
 		require.False(t, a.Equal(b), "Registration.Equal forgets %s", name)
 		require.False(t, b.Equal(a), "Registration.Equal forgets %s", name)
+		require.Equal(t, name == "ID", inMemory.Equal(b), "what is kept forgets %s", name) // the entry has the ID
 	})
 	require.Greater(t, checked, 20)
 }
@@ -74,7 +79,10 @@ func TestRegistrationBytesForgetNoText(t *testing.T) {
 	}
 	size := func(v reflect.Value) int64 {
 		r := v.Addr().Interface().(*agent.Registration)
-		return registrationBytes(r) + workspaceBytes(&r.Workspace)
+		change := kept.NewTexts().Change()
+		change.AddRegistration(r)
+		change.AddWorkspace(&r.Workspace)
+		return change.Bytes()
 	}
 	least := size(whole())
 	eachField(t, "", whole, func(name string, root, field reflect.Value) {

@@ -202,7 +202,7 @@ func planChanged(r *registry, got *agent.Registrations) *plan {
 	if got.Complete {
 		removed = nil
 		for w := range r.workspaces.All() {
-			removed = append(removed, w.ID)
+			removed = append(removed, w.reg.Load().ID)
 		}
 	}
 	for _, id := range removed {
@@ -221,14 +221,14 @@ func (p *plan) planNamed(r *registry, got *agent.Registrations) {
 			continue
 		}
 		if p.regs[id] == nil {
-			p.regs[id] = e.reg.Load()
+			p.again = append(p.again, id)
 		}
 		p.named[id] = struct{}{}
 	}
 	for _, id := range got.NamedWorkspaces {
 		if w := r.workspaces.Get(id); w != nil {
 			if _, planned := p.workspaces[id]; !planned {
-				p.workspaces[id] = w.Workspace
+				p.workspaces[id] = w.reg.Load().Value()
 			}
 		}
 	}

@@ -51,16 +51,21 @@ func (f *Fleet) List(after agent.ID, limit int) []Info {
 }
 
 // All iterates over the registered agents with their statuses, in the order of their ids.
-// Registrations must not be changed.
+// A registration is valid until yield returns: who keeps it clones it.
 func (f *Fleet) All(yield func(*agent.Registration, agent.Status) bool) {
 	f.mu.RLock()
 	order := f.registry.order
 	f.mu.RUnlock()
+	var reg agent.Registration
 	for _, e := range order {
 		e.mu.Lock()
 		registered, status := e.phase == phaseRegistered, e.presence.status
 		e.mu.Unlock()
-		if registered && !yield(e.reg.Load(), status) {
+		if !registered {
+			continue
+		}
+		e.reg.Load().CopyTo(&reg, e.id)
+		if !yield(&reg, status) {
 			return
 		}
 	}
@@ -110,10 +115,13 @@ func (s *Session) details() SessionDetails {
 	}
 }
 
-// Registration returns that of an agent, which must not be changed; nil: there is none.
+// Registration returns that of an agent, which must not be changed; nil: there is none. It
+// is a copy, unless the agent has a session here.
 func (f *Fleet) Registration(id agent.ID) *agent.Registration {
 	if e, err := f.entry(id); err == nil {
-		return e.reg.Load()
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return e.registrationLocked()
 	}
 	return nil
 }
@@ -123,8 +131,9 @@ func (f *Fleet) info(e *entry) Info {
 	defer e.mu.Unlock()
 	remote := e.sessions.live == nil && f.connectedRemotelyLocked(e)
 	connected := e.sessions.live != nil || remote
+	reg := e.registrationLocked()
 	return Info{
-		Registration: e.reg.Load(),
+		Registration: reg,
 		Connected:    connected,
 		Remote:       remote,
 		Relayed:      connected && e.sessions.newest.Relayed,
@@ -132,7 +141,7 @@ func (f *Fleet) info(e *entry) Info {
 		Session:      e.sessions.newest,
 		Status:       e.presence.status,
 		LastSeen:     e.sessions.lastSeen,
-		State:        observations.State(&e.state.newest, &e.reg.Load().Observed, e.presence.observed).Clone(),
+		State:        observations.State(&e.state.newest, &reg.Observed, e.presence.observed).Clone(),
 	}
 }
 

@@ -16,7 +16,7 @@ func (r Request) SetLifecycle(l agent.Lifecycle, said int64) {
 	if said != 0 {
 		at = time.Unix(0, said)
 	}
-	if reason := r.entry.reg.Load().ClampedTime(l.ChangedAt, at); reason != "" {
+	if reason := r.session.reg.Load().ClampedTime(l.ChangedAt, at); reason != "" {
 		r.fleet.metrics.clampedTimes.WithLabelValues(reason).Inc()
 		l.ChangedAt = time.Time{}
 	}

@@ -66,9 +66,10 @@ func (f *Fleet) load(ctx context.Context) (registry, error) {
 	entries := make([]*entry, 0, len(registered.Agents))
 	for i := range registered.Agents {
 		reg := &registered.Agents[i]
-		r.putWorkspace(reg.Workspace, labelKeys).named = named
+		w := r.putWorkspace(reg.Workspace, labelKeys)
+		w.named = named
 		slices.Sort(reg.MetadataKeys)
-		e := newEntry(reg)
+		e := newEntry(reg.ID, r.texts.Registration(reg, w.reg.Load()))
 		e.named = named
 		if len(reg.MetadataKeys) == 0 {
 			e.metadataKeys = keys[e.id]
@@ -112,7 +113,7 @@ func (f *Fleet) publishAll(r *registry) {
 	start := time.Now()
 	labelKeys := make(map[labelKey]struct{}, r.byLabels.Len())
 	for w := range r.byLabels.All() {
-		labelKeys[labelKeyOf(&w.Workspace)] = struct{}{}
+		labelKeys[labelKeyOf(w.reg.Load())] = struct{}{}
 	}
 	f.electVisible(r, labelKeys)
 	f.publishPresence(r.order)
@@ -125,7 +126,10 @@ func (f *Fleet) publishAll(r *registry) {
 // dropForeignApps drops the health of apps that are not registered, or registered as
 // disabled. The caller holds e.mu, or no other goroutine knows e.
 func (e *entry) dropForeignApps() {
-	apps := e.reg.Load().Apps
+	if len(e.state.newest.AppHealth) == 0 {
+		return
+	}
+	apps := e.registration().Apps
 	for id := range e.state.newest.AppHealth {
 		if !slices.ContainsFunc(apps, func(a agent.App) bool { return a.ID == id && a.Health != agent.AppHealthDisabled }) {
 			delete(e.state.newest.AppHealth, id)

@@ -157,7 +157,7 @@ func BenchmarkRegistrations(b *testing.B) {
 				for b.Loop() {
 					each, f := m.bytesEach(b)
 					b.ReportMetric(each, "B/agent")
-					b.ReportMetric(float64(f.registry.bytes)/float64(n), "estimated-B/agent")
+					b.ReportMetric(float64(f.registry.bytes())/float64(n), "estimated-B/agent")
 				}
 			})
 		}

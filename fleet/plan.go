@@ -34,8 +34,10 @@ type Set = sets.Set
 type plan struct {
 	change agent.Change
 	// regs are the agents of the request that are not stale, and the agents of a
-	// changed workspace. Some of them may be unchanged.
+	// changed workspace. Some of them may be unchanged, until fillChange.
 	regs map[agent.ID]*agent.Registration
+	// again are the agents that were named and did not change.
+	again []agent.ID
 	// named are the ids of the request, stale ones included.
 	named map[agent.ID]struct{}
 	// workspaces are the named ones, in their new version.
@@ -43,7 +45,7 @@ type plan struct {
 	superseded     []agent.ID
 	stale          []agent.ID
 	deregistered   []agent.ID
-	unchanged      int
+	unchanged      int // those of regs that fillChange left out
 	refused        []agent.RegistrationRefusal
 	keptWorkspaces []agent.ID
 }
@@ -92,32 +94,40 @@ func planRegistrations(r *registry, set Set, sync *scope, o *Options) (*plan, er
 			set = next
 			continue
 		}
+		p.fillChange(r)
 		if err := p.sizes(r).check(r.sizes(), o); err != nil {
 			return nil, err
 		}
-		p.fillChange(r)
 		return p, nil
 	}
 	return nil, fmt.Errorf("%w: want each to have one of its own", ErrTokens)
 }
 
-// keepKnown returns the agents, with what is known of that of which they say nothing. They
-// are copies: a repeated decision must not take it for what they said.
+// keepKnown returns the agents, with what is known of that of which they say nothing. Then
+// they are copies: a repeated decision must not take it for what they said.
 func keepKnown(r *registry, agents []agent.Registration) []agent.Registration {
-	agents = slices.Clone(agents)
-	for i := range agents {
-		e := r.agents.Get(agents[i].ID)
+	said := agents
+	for i := range said {
+		e := r.agents.Get(said[i].ID)
 		if e == nil {
 			continue
 		}
-		reg, known := &agents[i], e.reg.Load()
+		reg, known := said[i], e.reg.Load()
 		reg.TokenHash = cmp.Or(reg.TokenHash, known.TokenHash)
 		if len(reg.MetadataKeys) == 0 {
-			reg.MetadataKeys = known.MetadataKeys
+			reg.MetadataKeys = known.MetadataKeys()
 		}
+		observed := known.Observed()
 		e.mu.Lock()
-		reg.Observed = observations.Keep(&known.Observed, &reg.Observed, &e.state.newest, e.sessions.live != nil || e.presence.connection.remote, e.sessions.endedAt)
+		reg.Observed = observations.Keep(&observed, &reg.Observed, &e.state.newest, e.sessions.live != nil || e.presence.connection.remote, e.sessions.endedAt)
 		e.mu.Unlock()
+		if reg.Equal(&said[i]) {
+			continue
+		}
+		if &agents[0] == &said[0] {
+			agents = slices.Clone(said)
+		}
+		agents[i] = reg
 	}
 	return agents
 }
@@ -129,7 +139,7 @@ func (p *plan) planWorkspaces(r *registry, set Set) {
 		now, known := p.workspaces[w.ID]
 		if !known {
 			if existing := r.workspaces.Get(w.ID); existing != nil {
-				now, known = existing.Workspace, true
+				now, known = existing.reg.Load().Value(), true
 			}
 		}
 		switch {
@@ -203,7 +213,7 @@ func (p *plan) planAgents(r *registry, set Set) {
 		other := r.agentNamed(reg.Workspace.ID, reg.Name, func(id agent.ID) bool { _, found := current[id]; return found })
 		switch {
 		case other == nil:
-		case isNewer(reg, other.reg.Load()):
+		case isNewer(reg, other.registration()):
 			p.superseded = append(p.superseded, other.id)
 		default:
 			drop(reg)
@@ -232,7 +242,7 @@ func (p *plan) planSiblings(r *registry) {
 	removed := p.removed()
 	for id, w := range p.workspaces {
 		existing := r.workspaces.Get(id)
-		if existing == nil || existing.Equal(&w) {
+		if existing == nil || existing.reg.Load().Equal(&w) {
 			continue
 		}
 		for _, e := range existing.agents {
@@ -240,9 +250,9 @@ func (p *plan) planSiblings(r *registry) {
 			if _, planned := p.regs[e.id]; planned || isRemoved {
 				continue
 			}
-			reg := *e.reg.Load()
+			reg := e.registration()
 			reg.Workspace = w
-			p.regs[e.id] = &reg
+			p.regs[e.id] = reg
 		}
 	}
 }
@@ -290,19 +300,21 @@ func (p *plan) fillChange(r *registry) {
 		if e := r.agents.Get(id); e != nil && e.reg.Load().Equal(reg) {
 			p.unchanged++
 			if _, named := p.named[id]; named {
-				p.change.NamedAgents = append(p.change.NamedAgents, id)
+				p.again = append(p.again, id)
 			}
+			delete(p.regs, id)
 			continue
 		}
 		p.change.Agents = append(p.change.Agents, *reg)
 	}
 	for id, w := range p.workspaces {
-		if existing := r.workspaces.Get(id); existing != nil && existing.Equal(&w) {
+		if existing := r.workspaces.Get(id); existing != nil && existing.reg.Load().Equal(&w) {
 			p.change.NamedWorkspaces = append(p.change.NamedWorkspaces, id)
 			continue
 		}
 		p.change.Workspaces = append(p.change.Workspaces, w)
 	}
+	p.change.NamedAgents = p.again
 	p.change.RemovedAgents = slices.Concat(p.superseded, p.deregistered)
 }
 

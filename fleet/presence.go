@@ -9,17 +9,16 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/families"
+	"github.com/coder/agentstatsd/fleet/internal/kept"
 	"github.com/coder/agentstatsd/fleet/internal/observations"
 )
 
 // up is the state of a workspace's series. Its mutex comes after entry.mu.
 type up struct {
-	key agent.SeriesKey // of the workspace; constant
-
 	mu sync.Mutex
 	// labels is nil while the workspace is hidden by a newer one with its labels, or
-	// removed. It is replaced, never changed.
-	labels *agent.Workspace
+	// removed.
+	labels *kept.Workspace
 	// local and remote count the agents that are connected to this replica, and to
 	// others; observed those that coderd saw connected elsewhere.
 	local, remote, observed int
@@ -33,7 +32,7 @@ type connection struct {
 }
 
 // labels returns the labels of the workspace's series; nil: they are hidden.
-func (w *workspace) labels() *agent.Workspace {
+func (w *workspace) labels() *kept.Workspace {
 	w.up.mu.Lock()
 	defer w.up.mu.Unlock()
 	return w.up.labels
@@ -62,23 +61,22 @@ func (f *Fleet) addConnected(at connection, n int) {
 // labels, or of an agent of it. A replica publishes those with a local session. Those
 // without any session are shared. A replica that is no member publishes nothing. What is
 // hidden is not published.
-func (f *Fleet) publishes(labels *agent.Workspace, local, remote bool) bool {
+func (f *Fleet) publishes(labels *kept.Workspace, local, remote bool) bool {
 	switch {
 	case labels == nil || f.peers == nil:
 		return labels != nil
 	case local || remote:
 		return local && f.peers.shares.Member()
 	}
-	return f.peers.shares.Has(labels)
+	return f.peers.shares.Has(labels.Names())
 }
 
 // setLabels publishes the workspace with these labels; nil: it is hidden. It returns
 // whether the labels changed.
-func (f *Fleet) setLabels(w *workspace, labels *agent.Workspace) bool {
+func (f *Fleet) setLabels(w *workspace, labels *kept.Workspace) bool {
 	w.up.mu.Lock()
 	defer w.up.mu.Unlock()
-	old := w.up.labels
-	if old == nil && labels == nil || old != nil && labels != nil && old.Equal(labels) {
+	if w.up.labels == labels {
 		return false
 	}
 	w.up.labels = labels
@@ -100,13 +98,13 @@ func (f *Fleet) publishUpLocked(w *workspace) {
 	}
 	var series []agent.Series
 	if f.publishes(w.up.labels, connected > 0, w.up.remote > 0) {
-		opts := f.opts.Load()
-		series = families.Up(w.up.labels, connected, opts.UpTemplateVersion)
+		opts, labels := f.opts.Load(), w.up.labels.Value()
+		series = families.Up(&labels, connected, opts.UpTemplateVersion)
 		if opts.WorkspaceInfo {
-			series = append(series, families.Info(w.up.labels))
+			series = append(series, families.Info(&labels))
 		}
 	}
-	f.setState(w.up.key, series)
+	f.setState(agent.SeriesKey{Workspace: true, ID: w.reg.Load().ID}, series)
 }
 
 // publishPresenceLocked publishes the agent's series and its part in the count of its
@@ -121,7 +119,8 @@ func (f *Fleet) publishPresenceLocked(e *entry, now time.Time) {
 	statusChanged := e.presence.status != next.status
 	e.presence = next
 	if next.published {
-		f.setState(agent.SeriesKey{ID: e.id}, families.Agent(e.reg.Load(), observations.State(&e.state.newest, &e.reg.Load().Observed, next.observed), next.status))
+		reg := e.registrationLocked()
+		f.setState(agent.SeriesKey{ID: e.id}, families.Agent(reg, observations.State(&e.state.newest, &reg.Observed, next.observed), next.status))
 	} else {
 		f.setState(agent.SeriesKey{ID: e.id}, nil)
 	}
@@ -143,9 +142,10 @@ func (f *Fleet) presenceLocked(e *entry, now time.Time) presence {
 	local := registered && e.sessions.live != nil
 	remote := registered && !local && f.connectedRemotelyLocked(e)
 	reg := e.reg.Load()
+	_, observedAt := reg.ObservedStatus()
 	s := presence{
 		published: registered && f.publishes(e.workspace.labels(), local, remote),
-		observed:  registered && !local && !remote && observations.Counts(&reg.Observed, e.sessions.endedAt, now),
+		observed:  registered && !local && !remote && observations.Counts(observedAt, e.sessions.endedAt, now),
 	}
 	s.status = observations.Status(reg, local || remote, e.sessions.newest.Epoch != 0, s.observed, now)
 	if s.status == agent.StatusConnected {
@@ -167,15 +167,18 @@ func (f *Fleet) publishPresence(agents []*entry) {
 // labelKey identifies workspaces by the labels of their series.
 type labelKey struct{ username, workspace string }
 
-func labelKeyOf(w *agent.Workspace) labelKey { return labelKey{w.OwnerUsername, w.Name} }
+func labelKeyOf(w *kept.Workspace) labelKey {
+	owner, name := w.Names()
+	return labelKey{owner, name}
+}
 
 // builtAt returns the time of the newest build or, if none is known, that of the newest
 // agent.
 func (w *workspace) builtAt() time.Time {
-	at := w.Build.CreatedAt
+	at := w.reg.Load().BuiltAt()
 	if at.IsZero() {
 		for _, e := range w.agents {
-			if created := e.reg.Load().CreatedAt; created.After(at) {
+			if created := e.reg.Load().CreatedAt(); created.After(at) {
 				at = created
 			}
 		}
@@ -194,13 +197,13 @@ func (f *Fleet) electVisible(r *registry, labelKeys map[labelKey]struct{}) []*wo
 			continue
 		}
 		newest := slices.MaxFunc(list, func(a, b *workspace) int {
-			return cmp.Or(a.builtAt().Compare(b.builtAt()), bytes.Compare(a.ID[:], b.ID[:]))
+			x, y := a.reg.Load(), b.reg.Load()
+			return cmp.Or(a.builtAt().Compare(b.builtAt()), bytes.Compare(x.ID[:], y.ID[:]))
 		})
 		for _, w := range list {
-			labels := (*agent.Workspace)(nil)
+			labels := (*kept.Workspace)(nil)
 			if w == newest {
-				copied := w.Workspace
-				labels = &copied
+				labels = w.reg.Load()
 			}
 			if f.setLabels(w, labels) {
 				changed = append(changed, w)

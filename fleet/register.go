@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/kept"
 	"github.com/coder/agentstatsd/fleet/internal/notification"
 	"github.com/coder/agentstatsd/internal/backoff"
 )
@@ -262,7 +263,7 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 		e.phase, e.sessions.instances, e.state.pendingAcks = phaseRemoved, nil, nil
 		e.mu.Unlock()
 		f.queue.Remove(e)
-		f.departed.Note(e.reg.Load(), time.Now())
+		f.departed.Note(e.registration(), time.Now())
 		f.ended.Remove(e.id)
 	}
 	var relabeled, revoked, retokened []*entry
@@ -296,7 +297,7 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 	for id, reg := range p.regs {
 		e := r.agents.Get(id)
 		if e == nil {
-			e = newEntry(reg)
+			e = newEntry(id, r.texts.Registration(reg, r.workspaces.Get(reg.Workspace.ID).reg.Load()))
 			e.named = named
 			added = append(added, e)
 			continue
@@ -319,6 +320,11 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 	}
 	for _, e := range retokened {
 		r.addToken(e)
+	}
+	for _, id := range p.again {
+		if e := r.agents.Get(id); e != nil {
+			e.named = named
+		}
 	}
 	r.add(added)
 	for _, id := range p.change.RemovedWorkspaces {
@@ -372,17 +378,24 @@ func (f *Fleet) notifyChange(lists ...[]*entry) {
 }
 
 // replaceLocked replaces the agent's registration.
-func (f *Fleet) replaceLocked(e *entry, old, reg *agent.Registration) {
+func (f *Fleet) replaceLocked(e *entry, old *kept.Registration, reg *agent.Registration) {
+	r := &f.registry
+	to := r.workspaces.Get(reg.Workspace.ID)
 	if old.Workspace.ID != reg.Workspace.ID {
-		from, to := f.registry.workspaces.Get(old.Workspace.ID), f.registry.workspaces.Get(reg.Workspace.ID)
+		from := r.workspaces.Get(old.Workspace.ID)
 		from.agents = slices.DeleteFunc(from.agents, func(other *entry) bool { return other == e })
 		to.agents = append(to.agents, e)
 	}
-	f.registry.bytes += registrationBytes(reg) - registrationBytes(old)
+	next := r.texts.Registration(reg, to.reg.Load())
+	r.texts.ReleaseRegistration(old)
+	r.keptBytes += next.Bytes() - old.Bytes()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.reg.Store(reg)
-	e.workspace = f.registry.workspaces.Get(reg.Workspace.ID)
+	e.reg.Store(next)
+	if s := e.sessions.live; s != nil {
+		s.reg.Store(e.registration())
+	}
+	e.workspace = to
 	e.dropForeignApps()
 	if len(reg.MetadataKeys) > 0 {
 		e.metadataKeys = nil
@@ -405,7 +418,7 @@ func (e *entry) revoke(f *Fleet) {
 func (f *Fleet) countOutcomes(p *plan, added int) {
 	for outcome, n := range map[string]int{
 		outcomeNew:          added,
-		outcomeChanged:      len(p.regs) - added - p.unchanged,
+		outcomeChanged:      len(p.regs) - added,
 		outcomeUnchanged:    p.unchanged,
 		outcomeSuperseded:   len(p.superseded),
 		outcomeStale:        len(p.stale),
@@ -421,5 +434,5 @@ func (f *Fleet) setSizes() {
 	defer f.mu.RUnlock()
 	f.metrics.agents.Set(float64(f.registry.agents.Len()))
 	f.metrics.workspaces.Set(float64(f.registry.workspaces.Len()))
-	f.metrics.bytes.Set(float64(f.registry.bytes))
+	f.metrics.bytes.Set(float64(f.registry.bytes()))
 }

@@ -256,11 +256,11 @@ func requireConsistent(t require.TestingT, p parts) {
 		in += len(w.agents)
 	}
 	require.Equal(t, r.agents.Len(), in)
-	require.Equal(t, bytesOf(r), r.bytes)
+	require.Equal(t, bytesOf(r), r.bytes())
 	identities := map[string]agent.ID{}
 	tokens := 0
 	for i, e := range r.order {
-		reg := e.reg.Load()
+		reg := e.registration()
 		require.True(t, i == 0 || r.order[i-1].id.String() < e.id.String())
 		require.Same(t, e, r.agents.Get(e.id))
 		if reg.TokenHash != noToken {
@@ -268,7 +268,7 @@ func requireConsistent(t require.TestingT, p parts) {
 			tokens++
 		}
 		require.Contains(t, r.workspaces.Get(reg.Workspace.ID).agents, e)
-		require.True(t, r.workspaces.Get(reg.Workspace.ID).Equal(&reg.Workspace))
+		require.Same(t, r.workspaces.Get(reg.Workspace.ID).reg.Load(), e.reg.Load().Workspace)
 		stored := p.store.regs[e.id]
 		require.True(t, stored.Equal(reg))
 		key := fmt.Sprint(reg.Workspace.ID, reg.Name)
@@ -453,7 +453,7 @@ func TestRefusedAgentNamesNoWorkspace(t *testing.T) {
 	done, err := p.Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1), refused}})
 	require.NoError(t, err)
 	require.Len(t, done.Refused, 1)
-	require.Equal(t, "ws1", p.registry.workspaces.Get(nid(1001)).Name)
+	require.Equal(t, "ws1", p.registry.workspaces.Get(nid(1001)).reg.Load().Value().Name)
 	info, err := p.Agent(nid(1))
 	require.NoError(t, err)
 	require.Equal(t, "ws1", info.Registration.Workspace.Name)
@@ -562,7 +562,7 @@ func TestSyncKeepsWorkspaces(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, Synced{Registered: 1, Deregistered: 1}, got)
 	require.Equal(t, ids(1, 2), registered(p.Fleet))
-	require.Equal(t, "renamed", p.registry.agents.Get(nid(2)).reg.Load().Workspace.Name)
+	require.Equal(t, "renamed", p.registry.agents.Get(nid(2)).registration().Workspace.Name)
 	require.NotNil(t, p.registry.workspaces.Get(empty.ID))
 	requireConsistent(t, p)
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/durations"
 	"github.com/coder/agentstatsd/fleet/internal/index"
+	"github.com/coder/agentstatsd/fleet/internal/kept"
 	"github.com/coder/agentstatsd/fleet/internal/ordered"
 )
 
@@ -17,7 +18,7 @@ import (
 var noToken [32]byte
 
 // registry is the set of registrations with its indexes. Each agent's registration
-// has the same Workspace as the workspaces map.
+// has the same kept workspace as the one in workspaces.
 type registry struct {
 	agents     *index.Table[agent.ID, entry]
 	tokens     *index.Table[[32]byte, entry]
@@ -31,8 +32,10 @@ type registry struct {
 	order []*entry
 	// revision counts the changes.
 	revision uint64
-	// bytes is the estimated size of all registrations and workspaces.
-	bytes int64
+	// texts are what the registrations and workspaces share.
+	texts *kept.Texts
+	// keptBytes estimates the memory of what is kept beside that.
+	keptBytes int64
 }
 
 // naming is when coderd last named an agent or a workspace: the revision of the registry,
@@ -44,7 +47,8 @@ type naming struct {
 
 // workspace is a registered workspace and its few agents.
 type workspace struct {
-	agent.Workspace
+	// reg is replaced under Fleet.mu, never changed in place.
+	reg      atomic.Pointer[kept.Workspace]
 	named    naming
 	agents   []*entry
 	next     *workspace // with equal labels, in registry.byLabels
@@ -56,9 +60,10 @@ func newRegistry() registry {
 	return registry{
 		agents:     index.New(func(e *entry) agent.ID { return e.id }),
 		tokens:     index.New(func(e *entry) [32]byte { return e.reg.Load().TokenHash }),
-		workspaces: index.New(func(w *workspace) agent.ID { return w.ID }),
-		byLabels:   index.New(func(w *workspace) labelKey { return labelKeyOf(&w.Workspace) }),
+		workspaces: index.New(func(w *workspace) agent.ID { return w.reg.Load().ID }),
+		byLabels:   index.New(func(w *workspace) labelKey { return labelKeyOf(w.reg.Load()) }),
 		templates:  make(map[durations.Template]int),
+		texts:      kept.NewTexts(),
 	}
 }
 
@@ -67,18 +72,22 @@ func newRegistry() registry {
 func (r *registry) putWorkspace(w agent.Workspace, labelKeys map[labelKey]struct{}) *workspace {
 	existing := r.workspaces.Get(w.ID)
 	if existing == nil {
-		existing = &workspace{Workspace: w, up: up{key: agent.SeriesKey{Workspace: true, ID: w.ID}}}
+		existing = &workspace{}
+		existing.reg.Store(r.texts.Workspace(&w))
 		r.workspaces.Put(existing)
-		r.bytes += workspaceBytes(&w)
 	} else {
-		if existing.Equal(&w) {
+		old := existing.reg.Load()
+		if old.Equal(&w) {
 			return existing
 		}
 		r.dropLabelKey(existing, labelKeys)
-		r.bytes += workspaceBytes(&w) - workspaceBytes(&existing.Workspace)
-		existing.Workspace = w
+		r.keptBytes -= old.Bytes()
+		r.texts.ReleaseWorkspace(old)
+		existing.reg.Store(r.texts.Workspace(&w))
 	}
-	key := labelKeyOf(&w)
+	reg := existing.reg.Load()
+	r.keptBytes += reg.Bytes()
+	key := labelKeyOf(reg)
 	if first := r.byLabels.Get(key); first != nil {
 		first.next, existing.next = existing, first.next
 	} else {
@@ -91,12 +100,14 @@ func (r *registry) putWorkspace(w agent.Workspace, labelKeys map[labelKey]struct
 
 func (r *registry) removeWorkspace(w *workspace, labelKeys map[labelKey]struct{}) {
 	r.dropLabelKey(w, labelKeys)
-	r.workspaces.Delete(w.ID)
-	r.bytes -= workspaceBytes(&w.Workspace)
+	reg := w.reg.Load()
+	r.workspaces.Delete(reg.ID)
+	r.keptBytes -= reg.Bytes()
+	r.texts.ReleaseWorkspace(reg)
 }
 
 func (r *registry) dropLabelKey(w *workspace, labelKeys map[labelKey]struct{}) {
-	key := labelKeyOf(&w.Workspace)
+	key := labelKeyOf(w.reg.Load())
 	labelKeys[key] = struct{}{}
 	if first := r.byLabels.Get(key); first != w {
 		for first.next != w {
@@ -107,7 +118,8 @@ func (r *registry) dropLabelKey(w *workspace, labelKeys map[labelKey]struct{}) {
 		r.byLabels.Put(w.next)
 	}
 	w.next = nil
-	template := durations.TemplateOf(&w.Workspace)
+	value := w.reg.Load().Value()
+	template := durations.TemplateOf(&value)
 	if r.templates[template]--; r.templates[template] == 0 {
 		delete(r.templates, template)
 	}
@@ -116,8 +128,8 @@ func (r *registry) dropLabelKey(w *workspace, labelKeys map[labelKey]struct{}) {
 // addUnbuilt adds to keys the label key of a workspace without a build: how new it is
 // follows from its agents, which change.
 func (*registry) addUnbuilt(w *workspace, labelKeys map[labelKey]struct{}) {
-	if w.Build.CreatedAt.IsZero() {
-		labelKeys[labelKeyOf(&w.Workspace)] = struct{}{}
+	if reg := w.reg.Load(); reg.BuiltAt().IsZero() {
+		labelKeys[labelKeyOf(reg)] = struct{}{}
 	}
 }
 
@@ -127,7 +139,7 @@ func (r *registry) add(entries []*entry) {
 	for _, e := range entries {
 		reg := e.reg.Load()
 		r.agents.Put(e)
-		r.bytes += registrationBytes(reg)
+		r.keptBytes += reg.Bytes()
 		r.addToken(e)
 		e.workspace = r.workspaces.Get(reg.Workspace.ID)
 		e.workspace.agents = append(e.workspace.agents, e)
@@ -163,7 +175,8 @@ func (r *registry) remove(entries []*entry) {
 	for _, e := range entries {
 		reg := e.reg.Load()
 		r.agents.Delete(e.id)
-		r.bytes -= registrationBytes(reg)
+		r.keptBytes -= reg.Bytes()
+		r.texts.ReleaseRegistration(reg)
 		r.removeToken(e)
 		w := r.workspaces.Get(reg.Workspace.ID)
 		w.agents = slices.DeleteFunc(w.agents, func(other *entry) bool { return other == e })
@@ -179,7 +192,7 @@ func (r *registry) agentNamed(workspaceID agent.ID, name string, skip func(agent
 		return nil
 	}
 	for _, e := range w.agents {
-		if e.reg.Load().Name == name && !skip(e.id) {
+		if e.reg.Load().Name() == name && !skip(e.id) {
 			return e
 		}
 	}

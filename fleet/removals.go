@@ -67,7 +67,7 @@ func (p *plan) planRemovals(r *registry, s scope) error {
 	}
 	removed = p.removed()
 	for w := range r.workspaces.All() {
-		id := w.ID
+		id := w.reg.Load().ID
 		_, named := p.workspaces[id]
 		if _, isKept := kept[id]; named || isKept || !s.covers(w.named) {
 			continue

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/kept"
 	"github.com/coder/agentstatsd/fleet/internal/notification"
 	"github.com/coder/agentstatsd/internal/bubble"
 )
@@ -494,7 +495,7 @@ func TestNotificationsAreParsed(t *testing.T) {
 
 	// As many as fit.
 	for n := range notification.MaxRecords + 1 {
-		other := newEntry(&agent.Registration{ID: nid(n)})
+		other := newEntry(nid(n), &kept.Registration{})
 		other.sessions.newest = agent.SessionRecord{Agent: nid(n), Replica: replicaID(1)}
 		p.peers.outbox.AddSessions(other)
 	}

@@ -34,13 +34,13 @@ type Request struct {
 func (r Request) Agent() agent.ID { return r.entry.id }
 
 // Workspace returns the agent's workspace, which is shared and must not be changed.
-func (r Request) Workspace() *agent.Workspace { return &r.entry.reg.Load().Workspace }
+func (r Request) Workspace() *agent.Workspace { return &r.session.reg.Load().Workspace }
 
 // Owner returns what stands for the owner of the agent's workspace.
-func (r Request) Owner() agent.ID { return r.entry.reg.Load().Workspace.Owner() }
+func (r Request) Owner() agent.ID { return r.session.reg.Load().Workspace.Owner() }
 
 // Incarnation returns the incarnation of the agent's registration.
-func (r Request) Incarnation() int64 { return r.entry.reg.Load().Incarnation }
+func (r Request) Incarnation() int64 { return r.session.reg.Load().Incarnation }
 
 // Epoch returns the epoch of the session, under which the agent's series are open.
 func (r Request) Epoch() int64 { return r.session.info.Epoch }
@@ -83,7 +83,7 @@ func (r Request) AdmitMetadata(entries []agent.MetadataEntry) ([]agent.MetadataE
 		names   []string
 		refused int
 	)
-	declared := r.entry.reg.Load().MetadataKeys
+	declared := r.session.reg.Load().MetadataKeys
 	limit := r.fleet.opts.Load().MaxMetadataKeys
 	if len(declared) > 0 {
 		kept, names, refused = agent.FilterEntries(entries, func(key string) bool {
@@ -134,7 +134,7 @@ func (e *entry) admitKeyLocked(key string, limit int) bool {
 // are not registered, or registered as disabled, are refused. said has when a relay was
 // given it, as Said returns it. It takes ownership of the first map.
 func (r Request) SetAppHealth(health map[agent.ID]agent.AppHealth, said map[agent.ID]int64) []agent.Refusal {
-	refused := apphealth.Refuse(health, r.entry.reg.Load().Apps)
+	refused := apphealth.Refuse(health, r.session.reg.Load().Apps)
 	if len(health) > 0 {
 		r.changeState(func(s *agent.State) (notify bool) {
 			for id, h := range health {

@@ -72,11 +72,12 @@ func (w *stateWorld) checkSeries(t require.TestingT) {
 
 // expected returns the series as they should be.
 func (w *stateWorld) expected(t require.TestingT) []string {
-	served := map[string]*workspace{}
-	for ws := range w.registry.workspaces.All() {
+	served := map[string]agent.Workspace{}
+	for registered := range w.registry.workspaces.All() {
+		ws := registered.reg.Load().Value()
 		name := ws.OwnerUsername + "/" + ws.Name
-		other := served[name]
-		if other == nil || ws.Build.CreatedAt.After(other.Build.CreatedAt) ||
+		other, found := served[name]
+		if !found || ws.Build.CreatedAt.After(other.Build.CreatedAt) ||
 			ws.Build.CreatedAt.Equal(other.Build.CreatedAt) && ws.ID.String() > other.ID.String() {
 			served[name] = ws
 		}

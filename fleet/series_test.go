@@ -140,7 +140,7 @@ func TestGoldenStatus(t *testing.T) {
 		reg := &agent.Registration{CreatedAt: now.Add(-seconds(c.CreatedAgo)), ConnectionTimeout: seconds(c.ConnectionTimeout)}
 		seen := c.LastConnectedAgo != nil
 		online := seen && *c.LastConnectedAgo <= c.InactiveTimeout && (c.DisconnectedAgo == nil || *c.DisconnectedAgo > *c.LastConnectedAgo)
-		require.Equal(t, agent.Status(c.Status), families.Status(reg, online, seen, now), "%+v", c)
+		require.Equal(t, agent.Status(c.Status), families.Status(reg.CreatedAt, reg.ConnectionTimeout, online, seen, now), "%+v", c)
 	}
 }
 

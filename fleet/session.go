@@ -37,8 +37,11 @@ var allEnds = []End{
 // its end is final. Acks and refusals of the instance go through the session that
 // is attached to the tracker.
 type Session struct {
-	fleet    *Fleet
-	entry    *entry
+	fleet *Fleet
+	entry *entry
+	// reg is the agent's registration, replaced under entry.mu with that: requests read it
+	// often.
+	reg      atomic.Pointer[agent.Registration]
 	info     agent.Session
 	instance *instance
 	order    agent.Order // of its requests, without their sequence
@@ -140,6 +143,7 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 	if age := f.opts.Load().SessionAge; age > 0 {
 		s.ageAt = now.Add(age - age/10 + time.Duration(f.opts.Load().Random()*float64(age/5)))
 	}
+	s.reg.Store(e.registration())
 	e.sessions.live = s
 	i.detachedAt = time.Time{}
 	s.resume = i.Attach(&s.stream, hello.Durable)

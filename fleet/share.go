@@ -4,7 +4,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/index"
 )
 
@@ -15,7 +14,7 @@ const sharesSlice = 64
 // publishMoved publishes or withdraws the workspaces that move between replicas, with
 // their agents. Others may change the registry in between. What they add meanwhile they
 // publish themselves.
-func (f *Fleet) publishMoved(moves func(*agent.Workspace) bool) {
+func (f *Fleet) publishMoved(moves func(owner, workspace string) bool) {
 	start := time.Now()
 	for part := range index.Parts {
 		f.mu.RLock()
@@ -33,10 +32,10 @@ func (f *Fleet) publishMoved(moves func(*agent.Workspace) bool) {
 }
 
 // publishIfMoved publishes a workspace that moves. The caller has locked f.mu for reading.
-func (f *Fleet) publishIfMoved(w *workspace, moves func(*agent.Workspace) bool, now time.Time) {
+func (f *Fleet) publishIfMoved(w *workspace, moves func(owner, workspace string) bool, now time.Time) {
 	w.up.mu.Lock()
 	// One with its id may have taken its place.
-	moved := w.up.labels != nil && moves(w.up.labels) && f.registry.workspaces.Get(w.ID) == w
+	moved := w.up.labels != nil && moves(w.up.labels.Names()) && f.registry.workspaces.Get(w.up.labels.ID) == w
 	if moved {
 		f.publishUpLocked(w)
 	}

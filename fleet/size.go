@@ -3,8 +3,6 @@ package fleet
 import (
 	"fmt"
 	"unsafe"
-
-	"github.com/coder/agentstatsd/agent"
 )
 
 // sizes are the bounded sizes of the registrations.
@@ -13,50 +11,60 @@ type sizes struct {
 	bytes              int64
 }
 
-// registrationBytes estimates the memory of an agent, without its workspace.
-func registrationBytes(r *agent.Registration) int64 {
-	return int64(unsafe.Sizeof(entry{})) + r.Bytes()
-}
+const (
+	// indexBytes of an element in an index.Table.
+	indexBytes = 13
+	// agentBytes and workspaceBytes are what an agent and a workspace take beside what is
+	// kept of them: with two indexes each, of an agent also its places in registry.order
+	// and in its workspace.
+	agentBytes     = int64(unsafe.Sizeof(entry{})) + 2*indexBytes + 2*int64(unsafe.Sizeof((*entry)(nil)))
+	workspaceBytes = int64(unsafe.Sizeof(workspace{})) + 2*indexBytes
+)
 
-// workspaceBytes estimates the memory of a workspace without its agents.
-func workspaceBytes(w *agent.Workspace) int64 {
-	return int64(unsafe.Sizeof(workspace{})) + w.Bytes()
+// bytes estimates the memory of all registrations and workspaces.
+func (r *registry) bytes() int64 {
+	return r.keptBytes + r.texts.Bytes() + int64(r.agents.Len())*agentBytes + int64(r.workspaces.Len())*workspaceBytes
 }
 
 // sizes returns the sizes of the registry.
 func (r *registry) sizes() sizes {
-	return sizes{r.agents.Len(), r.workspaces.Len(), r.bytes}
+	return sizes{r.agents.Len(), r.workspaces.Len(), r.bytes()}
 }
 
 // sizes returns the sizes after the plan.
 func (p *plan) sizes(r *registry) sizes {
 	s := r.sizes()
+	change := r.texts.Change()
 	for id := range p.removed() {
 		if e := r.agents.Get(id); e != nil {
 			s.agents--
-			s.bytes -= registrationBytes(e.reg.Load())
+			change.RemoveRegistration(e.reg.Load())
 		}
 	}
-	for id, reg := range p.regs {
-		if e := r.agents.Get(id); e != nil {
-			s.bytes -= registrationBytes(e.reg.Load())
+	for i := range p.change.Agents {
+		reg := &p.change.Agents[i]
+		if e := r.agents.Get(reg.ID); e != nil {
+			change.RemoveRegistration(e.reg.Load())
 		} else {
 			s.agents++
 		}
-		s.bytes += registrationBytes(reg)
+		change.AddRegistration(reg)
 	}
 	for _, id := range p.change.RemovedWorkspaces {
 		s.workspaces--
-		s.bytes -= workspaceBytes(&r.workspaces.Get(id).Workspace)
+		change.RemoveWorkspace(r.workspaces.Get(id).reg.Load())
 	}
-	for id, w := range p.workspaces {
-		if existing := r.workspaces.Get(id); existing != nil {
-			s.bytes -= workspaceBytes(&existing.Workspace)
+	for i := range p.change.Workspaces {
+		w := &p.change.Workspaces[i]
+		if existing := r.workspaces.Get(w.ID); existing != nil {
+			change.RemoveWorkspace(existing.reg.Load())
 		} else {
 			s.workspaces++
 		}
-		s.bytes += workspaceBytes(&w)
+		change.AddWorkspace(w)
 	}
+	now := r.sizes()
+	s.bytes += change.Bytes() + int64(s.agents-now.agents)*agentBytes + int64(s.workspaces-now.workspaces)*workspaceBytes
 	return s
 }
 

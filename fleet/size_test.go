@@ -6,30 +6,32 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
-	"unsafe"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/kept"
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // bytesOf is what registrations come to, counted anew.
-func bytesOf(r *registry) (n int64) {
+func bytesOf(r *registry) int64 {
+	change := kept.NewTexts().Change()
 	for e := range r.agents.All() {
-		n += registrationBytes(e.reg.Load())
+		change.AddRegistration(e.registration())
 	}
 	for w := range r.workspaces.All() {
-		n += workspaceBytes(&w.Workspace)
+		value := w.reg.Load().Value()
+		change.AddWorkspace(&value)
 	}
-	return n
+	return change.Bytes() + int64(r.agents.Len())*agentBytes + int64(r.workspaces.Len())*workspaceBytes
 }
 
 // large is registration n with about so many bytes of metadata keys.
 func large(n, size int) agent.Registration {
 	r := registration(n, n, 1)
 	for i := range size / 1000 {
-		r.MetadataKeys = append(r.MetadataKeys, fmt.Sprintf("%03d%s", i, strings.Repeat("k", 997-int(unsafe.Sizeof("")))))
+		r.MetadataKeys = append(r.MetadataKeys, fmt.Sprintf("%03d.%03d%s", n, i, strings.Repeat("k", 993)))
 	}
 	return r
 }
@@ -41,7 +43,7 @@ func TestRegistrationBytes(t *testing.T) {
 	p := loaded(t, Options{MaxBytes: limit}, large(1, 40_000), large(2, 40_000))
 	refused := func(set Set, sync bool) {
 		t.Helper()
-		before := p.registry.bytes
+		before := p.registry.bytes()
 		var err error
 		if sync {
 			s, began := p.BeginSync()
@@ -52,7 +54,7 @@ func TestRegistrationBytes(t *testing.T) {
 		}
 		require.ErrorIs(t, err, ErrTooLarge)
 		require.Regexp(t, `^too large registrations: want at most 100000 bytes in memory of all \(--max-registrations-bytes\), got 1[0-9]{5}$`, err.Error())
-		require.Equal(t, before, p.registry.bytes)
+		require.Equal(t, before, p.registry.bytes())
 		requireConsistent(t, p)
 	}
 	refused(Set{Agents: []agent.Registration{large(3, 30_000)}}, false)

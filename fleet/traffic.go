@@ -13,7 +13,7 @@ type Traffic struct {
 }
 
 // Traffic iterates over the registered agents with what they have sent, ordered by id. A
-// registration must not be changed.
+// registration is valid until yield returns, as in All.
 func (f *Fleet) Traffic() iter.Seq2[*agent.Registration, Traffic] {
 	return func(yield func(*agent.Registration, Traffic) bool) {
 		for reg := range f.All {

@@ -23,7 +23,7 @@ func (s *search) findAgents(ctx context.Context) error {
 		switch n := s.query.matchesAgent(&ident); {
 		case n == len(identityLabels):
 			if s.matched++; len(s.agents) < maxAgents {
-				s.agents = append(s.agents, reg)
+				s.agents = append(s.agents, reg.Clone())
 			}
 		case n > s.closest:
 			s.closest, s.closestAgents = n, 1
@@ -165,7 +165,7 @@ func (s *search) explainAbsent() {
 func (s *search) successor(workspace agent.ID, of *agent.Identity) (by *agent.Registration) {
 	for reg := range s.Fleet.All {
 		if reg.Workspace.ID == workspace && reg.CreatedAt.After(of.CreatedAt) && (by == nil || reg.Name == of.AgentName) {
-			by = reg
+			by = reg.Clone()
 		}
 	}
 	return by

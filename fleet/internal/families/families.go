@@ -22,14 +22,15 @@ const (
 )
 
 // Status returns the status of an agent. online: it has a live session. seen: it had
-// one before. A zero CreatedAt counts as long ago.
-func Status(reg *agent.Registration, online, seen bool, now time.Time) agent.Status {
+// one before. It times out so long after it was created, unless timeout is 0. A zero time
+// counts as long ago.
+func Status(created time.Time, timeout time.Duration, online, seen bool, now time.Time) agent.Status {
 	switch {
 	case online:
 		return agent.StatusConnected
 	case seen:
 		return agent.StatusDisconnected
-	case reg.ConnectionTimeout > 0 && now.Sub(reg.CreatedAt) > reg.ConnectionTimeout:
+	case timeout > 0 && now.Sub(created) > timeout:
 		return agent.StatusTimeout
 	default:
 		return agent.StatusConnecting

@@ -9,6 +9,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/families"
+	"github.com/coder/agentstatsd/fleet/internal/kept"
 )
 
 // maxAge is for how long it counts: whoever looks does so each few minutes.
@@ -28,21 +29,23 @@ func Keep(known, next *agent.Observation, said *agent.State, hasSession bool, en
 	return *next
 }
 
-// Counts reports whether the observation of an agent without a session counts.
-func Counts(o *agent.Observation, endedAt, now time.Time) bool {
-	return o.At.After(endedAt) && now.Sub(o.At) < maxAge
+// Counts reports whether what was observed at some time counts, of an agent without a
+// session.
+func Counts(at, endedAt, now time.Time) bool {
+	return at.After(endedAt) && now.Sub(at) < maxAge
 }
 
 // Status returns the status of an agent. online: it has a session; seen: it had one.
 // counts: its observation does.
-func Status(reg *agent.Registration, online, seen, counts bool, now time.Time) agent.Status {
-	switch o := &reg.Observed; {
+func Status(reg *kept.Registration, online, seen, counts bool, now time.Time) agent.Status {
+	status, _ := reg.ObservedStatus()
+	switch o := (agent.Observation{Status: status}); {
 	case !counts:
-		return families.Status(reg, online, seen || o.WasConnected(), now)
-	case o.Status == agent.StatusConnecting: // it times out meanwhile
-		return families.Status(reg, false, false, now)
+		return families.Status(reg.CreatedAt(), reg.ConnectionTimeout(), online, seen || o.WasConnected(), now)
+	case status == agent.StatusConnecting: // it times out meanwhile
+		return families.Status(reg.CreatedAt(), reg.ConnectionTimeout(), false, false, now)
 	default:
-		return o.Status
+		return status
 	}
 }
 

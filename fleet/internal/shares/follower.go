@@ -33,7 +33,7 @@ const refreshInterval = time.Second
 // Refresh and Run.
 type Follower struct {
 	replicas Replicas
-	publish  func(moves func(*agent.Workspace) bool)
+	publish  func(moves func(owner, workspace string) bool)
 	member   atomic.Bool
 	shares   atomic.Pointer[Shares]
 }
@@ -41,7 +41,7 @@ type Follower struct {
 // NewFollower returns a follower of nothing yet, which calls publish after each change.
 // moves returns whether the share of workspaces with these labels came or went by it.
 // What changes meanwhile is decided by the new shares.
-func NewFollower(r Replicas, publish func(moves func(*agent.Workspace) bool)) *Follower {
+func NewFollower(r Replicas, publish func(moves func(owner, workspace string) bool)) *Follower {
 	f := &Follower{replicas: r, publish: publish}
 	f.shares.Store(New(r.Self(), nil))
 	return f
@@ -51,9 +51,7 @@ func NewFollower(r Replicas, publish func(moves func(*agent.Workspace) bool)) *F
 func (f *Follower) Member() bool { return f.member.Load() }
 
 // Has returns whether this replica serves the workspaces with these labels.
-func (f *Follower) Has(labels *agent.Workspace) bool {
-	return f.shares.Load().Has(labels.OwnerUsername, labels.Name)
-}
+func (f *Follower) Has(owner, workspace string) bool { return f.shares.Load().Has(owner, workspace) }
 
 // Run says that this replica serves. It follows the replicas until ctx is cancelled. Then
 // this one has no share, and is no member.
@@ -84,8 +82,8 @@ func (f *Follower) change(member bool, sharing []agent.ID) {
 	}
 	after := New(f.replicas.Self(), sharing)
 	f.shares.Store(after)
-	f.publish(func(labels *agent.Workspace) bool {
+	f.publish(func(owner, workspace string) bool {
 		// Whether it is a member decides on its sessions, too.
-		return was != member || before.Has(labels.OwnerUsername, labels.Name) != after.Has(labels.OwnerUsername, labels.Name)
+		return was != member || before.Has(owner, workspace) != after.Has(owner, workspace)
 	})
 }
