@@ -62,9 +62,13 @@ type Store interface {
 // RegistrationStore keeps the registrations. MetadataKeys is read once, at start:
 // the keys of agents that declare none count towards Options.MaxMetadataKeys.
 type RegistrationStore interface {
+	// EachRegistration calls page with all registrations, some at a time: workspaces, then
+	// agents, whose workspace has its id only. A Complete page is the first one, also of a
+	// read that begins again.
+	EachRegistration(ctx context.Context, page func(agent.Registrations) error) (revision int64, err error)
 	// Registrations returns the changes since a revision; since 0: all.
 	Registrations(ctx context.Context, since int64) (agent.Registrations, error)
-	MetadataKeys(ctx context.Context) (map[agent.ID][]string, error)
+	MetadataKeys(ctx context.Context, each func(agent.ID, []string) error) error
 	// ApplyChange writes a change that was decided at the revision basis. It
 	// returns the new revision. The error wraps agent.ErrOutdated if another
 	// replica changed the registrations first.
@@ -77,6 +81,8 @@ type RegistrationStore interface {
 // agents. Its error wraps agent.ErrRejected if the database refuses the data
 // itself.
 type StateStore interface {
+	// EachState calls page with all states, some at a time.
+	EachState(ctx context.Context, page func([]agent.State) error) (next int64, err error)
 	// States returns the states, or parts of them, that were written since an
 	// earlier call returned next; since 0: all.
 	States(ctx context.Context, since int64) (states []agent.State, next int64, err error)
@@ -88,6 +94,7 @@ type StateStore interface {
 // SessionStore keeps the newest session of each agent. SaveSessions skips unknown
 // agents and records older than the stored one.
 type SessionStore interface {
+	EachSession(ctx context.Context, page func([]agent.SessionRecord) error) (next int64, err error)
 	// Sessions pages as StateStore.States does.
 	Sessions(ctx context.Context, since int64) (records []agent.SessionRecord, next int64, err error)
 	// before has the stored record of each agent that was not skipped, as it was after

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/ordered"
 )
 
 // Load reads the registrations, states and sessions from the store. Before its first
@@ -38,74 +39,98 @@ func (f *Fleet) Load(ctx context.Context) error {
 	return nil
 }
 
+// load reads all by pages, so that beside the registry there is never more than a few. Rows
+// of agents that are registered meanwhile are read by the first pass, from the start.
 func (f *Fleet) load(ctx context.Context) (registry, error) {
-	r := newRegistry()
-	registered, err := f.store.Registrations(ctx, 0)
+	r, revision, err := f.loadRegistrations(ctx)
 	if err != nil {
 		return r, fmt.Errorf("read registrations: %w", err)
 	}
-	named := naming{at: time.Now()} // when each was named last is not stored
-	// Rows of agents that are registered meanwhile are read by the first pass, from
-	// the start.
-	states, statesRead, err := f.store.States(ctx, 0)
-	if err != nil {
-		return r, fmt.Errorf("read states: %w", err)
-	}
-	sessions, sessionsRead, err := f.store.Sessions(ctx, 0)
+	known := true
+	sessionsRead, err := f.store.EachSession(ctx, func(page []agent.SessionRecord) error {
+		now := time.Now()
+		for i := range page {
+			e := r.agents.Get(page[i].Agent)
+			if e == nil {
+				known = false
+				continue
+			}
+			e.sessions.newest = page[i]
+			e.sessions.recordedEpoch = page[i].Epoch
+			e.sessions.endedAt = now // as far as is known
+		}
+		return nil
+	})
 	if err != nil {
 		return r, fmt.Errorf("read sessions: %w", err)
 	}
-	keys, err := f.store.MetadataKeys(ctx)
+	if !known {
+		sessionsRead = 0
+	}
+	known = true
+	statesRead, err := f.store.EachState(ctx, func(page []agent.State) error {
+		for i := range page {
+			e := r.agents.Get(page[i].Agent)
+			if e == nil {
+				known = false
+				continue
+			}
+			e.state.newest = page[i]
+			// Sessions are written behind: the state may be of a later one.
+			if last := page[i].MaxEpoch(); last > e.sessions.newest.Epoch {
+				e.sessions.newest = agent.SessionRecord{Agent: e.id, Epoch: last}
+			}
+			e.dropForeignApps()
+		}
+		return nil
+	})
+	if err != nil {
+		return r, fmt.Errorf("read states: %w", err)
+	}
+	if !known {
+		statesRead = 0
+	}
+	err = f.store.MetadataKeys(ctx, func(id agent.ID, keys []string) error {
+		if e := r.agents.Get(id); e != nil && len(e.registration().MetadataKeys) == 0 {
+			slices.Sort(keys)
+			e.metadataKeys = keys
+		}
+		return nil
+	})
 	if err != nil {
 		return r, fmt.Errorf("read metadata keys: %w", err)
 	}
-	labelKeys := make(map[labelKey]struct{}, len(registered.Workspaces))
-	for _, w := range registered.Workspaces {
-		r.putWorkspace(w, labelKeys).named = named
-	}
-	entries := make([]*entry, 0, len(registered.Agents))
-	for i := range registered.Agents {
-		reg := &registered.Agents[i]
-		w := r.putWorkspace(reg.Workspace, labelKeys)
-		w.named = named
-		slices.Sort(reg.MetadataKeys)
-		e := newEntry(reg.ID, r.texts.Registration(reg, w.reg.Load()))
-		e.named = named
-		if len(reg.MetadataKeys) == 0 {
-			e.metadataKeys = keys[e.id]
-			slices.Sort(e.metadataKeys)
-		}
-		entries = append(entries, e)
-	}
-	r.add(entries)
-	for _, record := range sessions {
-		e := r.agents.Get(record.Agent)
-		if e == nil {
-			sessionsRead = 0
-			continue
-		}
-		e.sessions.newest = record
-		e.sessions.recordedEpoch = record.Epoch
-		e.sessions.endedAt = time.Now() // as far as is known
-	}
-	for _, s := range states {
-		e := r.agents.Get(s.Agent)
-		if e == nil {
-			statesRead = 0
-			continue
-		}
-		e.state.newest = s
-		// Sessions are written behind: the state may be of a later one.
-		last := s.MaxEpoch()
-		if last > e.sessions.newest.Epoch {
-			e.sessions.newest = agent.SessionRecord{Agent: e.id, Epoch: last}
-		}
-		e.dropForeignApps()
-	}
-	f.revision = registered.Revision
+	f.revision = revision
 	f.statesRead.Store(statesRead)
 	f.sessionsRead.Store(sessionsRead)
 	return r, nil
+}
+
+func (f *Fleet) loadRegistrations(ctx context.Context) (r registry, revision int64, err error) {
+	named := naming{at: time.Now()} // when each was named last is not stored
+	labelKeys := make(map[labelKey]struct{})
+	var all []*entry
+	revision, err = f.store.EachRegistration(ctx, func(page agent.Registrations) error {
+		if page.Complete {
+			r, all = newRegistry(), nil
+		}
+		for i := range page.Workspaces {
+			r.putWorkspace(page.Workspaces[i], labelKeys).named = named
+		}
+		clear(labelKeys) // all are published
+		from := len(all)
+		for i := range page.Agents {
+			reg := &page.Agents[i]
+			slices.Sort(reg.MetadataKeys)
+			e := newEntry(reg.ID, r.texts.Registration(reg, r.workspaces.Get(reg.Workspace.ID).reg.Load()))
+			e.named = named
+			all = append(all, e)
+		}
+		r.index(all[from:])
+		return nil
+	})
+	r.order = ordered.With(nil, all, compareEntries)
+	return r, revision, err
 }
 
 // publishAll publishes what was loaded.

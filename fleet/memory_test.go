@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime"
@@ -100,7 +101,26 @@ func (m *manyAgents) Sessions(_ context.Context, since int64) (records []agent.S
 	return records, 1, nil
 }
 
-func (*manyAgents) MetadataKeys(context.Context) (map[agent.ID][]string, error) { return nil, nil }
+func (m *manyAgents) EachRegistration(_ context.Context, page func(agent.Registrations) error) (int64, error) {
+	set := m.set()
+	r := agent.Registrations{Agents: set.Agents}
+	for i := range set.Agents {
+		r.Workspaces = append(r.Workspaces, set.Agents[i].Workspace)
+	}
+	return 1, eachRegistration(r, page)
+}
+
+func (m *manyAgents) EachState(ctx context.Context, page func([]agent.State) error) (int64, error) {
+	states, next, err := m.States(ctx, 0)
+	return next, errors.Join(err, page(states))
+}
+
+func (m *manyAgents) EachSession(ctx context.Context, page func([]agent.SessionRecord) error) (int64, error) {
+	records, next, err := m.Sessions(ctx, 0)
+	return next, errors.Join(err, page(records))
+}
+
+func (*manyAgents) MetadataKeys(context.Context, func(agent.ID, []string) error) error { return nil }
 func (*manyAgents) ApplyChange(context.Context, int64, agent.Change) (int64, error) {
 	return 1, nil
 }

@@ -136,6 +136,12 @@ func (*registry) addUnbuilt(w *workspace, labelKeys map[labelKey]struct{}) {
 // add adds agents whose workspaces are in the registry. No other goroutine knows
 // the agents yet.
 func (r *registry) add(entries []*entry) {
+	r.index(entries)
+	r.order = ordered.With(r.order, entries, compareEntries)
+}
+
+// index is add without the order.
+func (r *registry) index(entries []*entry) {
 	for _, e := range entries {
 		reg := e.reg.Load()
 		r.agents.Put(e)
@@ -144,7 +150,6 @@ func (r *registry) add(entries []*entry) {
 		e.workspace = r.workspaces.Get(reg.Workspace.ID)
 		e.workspace.agents = append(e.workspace.agents, e)
 	}
-	r.order = ordered.With(r.order, entries, compareEntries)
 }
 
 // addToken has the agent found by its token, if it has one.

@@ -150,10 +150,54 @@ func (s *memStore) Removals(_ context.Context, within time.Duration) ([]agent.Re
 	return removals, err
 }
 
-func (s *memStore) MetadataKeys(context.Context) (map[agent.ID][]string, error) {
+func (s *memStore) EachRegistration(ctx context.Context, page func(agent.Registrations) error) (int64, error) {
+	r, err := s.Registrations(ctx, 0)
+	if err != nil {
+		return 0, err
+	}
+	return r.Revision, eachRegistration(r, page)
+}
+
+// eachRegistration hands all registrations on in pages of a few, after one that is void.
+func eachRegistration(r agent.Registrations, page func(agent.Registrations) error) error {
+	err := page(agent.Registrations{Complete: true, Workspaces: slices.Clone(r.Workspaces[:min(1, len(r.Workspaces))])})
+	if err == nil {
+		err = page(agent.Registrations{Complete: true})
+	}
+	for some := range slices.Chunk(r.Workspaces, 2) {
+		if err == nil {
+			err = page(agent.Registrations{Workspaces: some})
+		}
+	}
+	for some := range slices.Chunk(r.Agents, 3) {
+		for i := range some {
+			some[i].Workspace = agent.Workspace{ID: some[i].Workspace.ID}
+		}
+		if err == nil {
+			err = page(agent.Registrations{Agents: some})
+		}
+		clear(some)
+	}
+	return err
+}
+
+func (s *memStore) MetadataKeys(_ context.Context, each func(agent.ID, []string) error) error {
 	err := s.begin()
 	defer s.mu.Unlock()
-	return maps.Clone(s.keys), err
+	for id, keys := range s.keys {
+		err = errors.Join(err, each(id, slices.Clone(keys)))
+	}
+	return err
+}
+
+func (s *memStore) EachState(ctx context.Context, page func([]agent.State) error) (int64, error) {
+	states, next, err := s.States(ctx, 0)
+	return next, errors.Join(err, page(states))
+}
+
+func (s *memStore) EachSession(ctx context.Context, page func([]agent.SessionRecord) error) (int64, error) {
+	records, next, err := s.Sessions(ctx, 0)
+	return next, errors.Join(err, page(records))
 }
 
 func (s *memStore) States(_ context.Context, since int64) ([]agent.State, int64, error) {

@@ -233,25 +233,39 @@ FROM metadata WHERE agent_id ` + condition + ` ORDER BY agent_id, key`
 	return found, left, nil
 }
 
-// MetadataKeys returns the keys that have a stored value, of each agent that
-// has any, in order.
-func (s *Store) MetadataKeys(ctx context.Context) (map[agent.ID][]string, error) {
-	var keys map[agent.ID][]string
-	err := s.view(ctx, "read metadata keys", func(tx *sql.Tx) error {
-		keys = make(map[agent.ID][]string)
-		return s.stream(ctx, tx, pageOfKeys, `SELECT agent_id, key FROM metadata ORDER BY agent_id, key`, nil, func(rows *sql.Rows) error {
+// MetadataKeys calls each with the keys that have a stored value, in order, of each agent
+// whose registration declares none. Agents come again if the read began again. An error
+// of each ends the read.
+func (s *Store) MetadataKeys(ctx context.Context, each func(agent.ID, []string) error) error {
+	return s.view(ctx, "read metadata keys", func(tx *sql.Tx) error {
+		var of agent.ID
+		var keys []string
+		done := func() error {
+			if len(keys) == 0 {
+				return nil
+			}
+			return each(of, keys)
+		}
+		err := s.stream(ctx, tx, pageOfKeys, `
+SELECT m.agent_id, m.key FROM agents AS a JOIN metadata AS m ON m.agent_id = a.id
+WHERE a.metadata_keys = '[]' ORDER BY m.agent_id, m.key`, nil, func(rows *sql.Rows) error {
 			var id agent.ID
 			var key string
-			err := rows.Scan(&id, &key)
-			if err != nil {
+			if err := rows.Scan(&id, &key); err != nil {
 				return s.skip(ctx, rows, kindMetadata, idKey(id, key), err)
 			}
-			keys[id] = append(keys[id], key)
+			if id != of {
+				if err := done(); err != nil {
+					return err
+				}
+				of, keys = id, nil
+			}
+			keys = append(keys, key)
 			return nil
 		})
+		if err != nil {
+			return err
+		}
+		return done()
 	})
-	if err != nil {
-		return nil, err
-	}
-	return keys, nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/store/internal/undecodable"
 )
 
 // rowTracer notes how many rows each statement returned.
@@ -78,7 +79,7 @@ func TestPostgresPages(t *testing.T) {
 	config.Tracer = tracer
 	db := stdlib.OpenDB(*config)
 	s := &Store{dialect: &postgresDialect, writer: db, reader: db, patience: time.Minute, log: slog.New(slog.DiscardHandler)}
-	s.undecodable = newUndecodable(testMetrics(t), s.log)
+	s.undecodable = undecodable.New(testMetrics(t).UndecodableRows, s.log)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
 
 	var ids []agent.ID
@@ -111,8 +112,9 @@ func TestPostgresPages(t *testing.T) {
 			return len(records), pageOfSessions.rows, err
 		},
 		"metadata keys": func() (int, int, error) {
-			keys, err := s.MetadataKeys(t.Context())
-			return len(keys), pageOfKeys.rows, err
+			keys := 0
+			err := s.MetadataKeys(t.Context(), func(agent.ID, []string) error { keys++; return nil })
+			return keys, pageOfKeys.rows, err
 		},
 	} {
 		got, page, err := read()

@@ -251,7 +251,7 @@ func TestPostgresMaxConns(t *testing.T) {
 	register(t, s, id(1))
 	var group errgroup.Group
 	for range 20 {
-		group.Go(func() error { _, err := s.MetadataKeys(t.Context()); return err })
+		group.Go(func() error { return s.MetadataKeys(t.Context(), func(agent.ID, []string) error { return nil }) })
 	}
 	require.NoError(t, group.Wait())
 	require.Equal(t, 2, s.writer.Stats().MaxOpenConnections)
@@ -271,9 +271,15 @@ func TestPostgresOrderOfKeys(t *testing.T) {
 	require.Equal(t, true, ask[bool](t, s, `SELECT 'a' < 'B'`), "by the locale")
 	register(t, s, id(1))
 	upsert(t, s, []agent.Metadata{row(id(1), "a", "1", 1, 1), row(id(1), "_", "1", 1, 1), row(id(1), "B", "1", 1, 1)})
-	keys, err := s.MetadataKeys(t.Context())
-	require.NoError(t, err)
-	require.Equal(t, []string{"B", "_", "a"}, keys[id(1)])
+	reg := registrations(t, s).Agents[0]
+	reg.MetadataKeys = nil
+	apply(t, s, agent.Change{Agents: []agent.Registration{reg}})
+	var keys []string
+	require.NoError(t, s.MetadataKeys(t.Context(), func(_ agent.ID, of []string) error {
+		keys = of
+		return nil
+	}))
+	require.Equal(t, []string{"B", "_", "a"}, keys)
 	found, _, err := s.MetadataWithin(t.Context(), []agent.ID{id(1)}, 1<<30)
 	require.NoError(t, err)
 	require.Equal(t, []string{"B", "_", "a"}, []string{found[0].Key, found[1].Key, found[2].Key})

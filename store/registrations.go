@@ -4,12 +4,13 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/store/internal/agentrows"
+	"github.com/coder/agentstatsd/store/internal/pages"
 	"github.com/coder/agentstatsd/store/internal/stateparts"
 )
 
@@ -59,7 +60,7 @@ func (s *Store) ApplyChange(ctx context.Context, basis int64, c agent.Change) (r
 		return 0, err
 	}
 	s.history.Note(revision, token)
-	s.undecodable.mended(c)
+	s.undecodable.Mended(c)
 	return revision, nil
 }
 
@@ -90,7 +91,7 @@ func (s *Store) registrationWrites(c agent.Change, revision int64) ([]write, err
 	for i := range agents {
 		agentIDs[i] = agents[i].ID
 	}
-	removedAgents, removedWorkspaces := inOrderIDs(s.undecodable.replaced(c)), inOrderIDs(c.RemovedWorkspaces)
+	removedAgents, removedWorkspaces := inOrderIDs(s.undecodable.Replaced(c)), inOrderIDs(c.RemovedWorkspaces)
 	q := &s.dialect.queries
 	return []write{
 		{q.noteAgents, s.idRows(removedAgents, revision)},
@@ -219,43 +220,24 @@ func (s *Store) readRegistrations(ctx context.Context, tx *sql.Tx, since int64) 
 		since = 0
 	}
 	byID := make(map[agent.ID]int)
-	err = s.stream(ctx, tx, pageOfWorkspaces, `
-SELECT id, name, owner_id, owner_username, template_id, template_name,
-    template_version, organization, build_id, build_created_at, build_transition, build_is_prebuild
-FROM workspaces WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows) error {
-		w, err := scanWorkspace(rows)
-		if err != nil {
-			return s.skip(ctx, rows, kindWorkspaces, idKey(w.ID), err)
+	err = s.eachWorkspace(ctx, tx, since, func(workspaces []agent.Workspace) error {
+		for i := range workspaces {
+			byID[workspaces[i].ID] = len(registrations.Workspaces)
+			registrations.Workspaces = append(registrations.Workspaces, workspaces[i])
 		}
-		byID[w.ID] = len(registrations.Workspaces)
-		registrations.Workspaces = append(registrations.Workspaces, w)
 		return nil
 	})
 	if err != nil {
 		return registrations, token, err
 	}
 	var bad []agent.ID
-	err = s.stream(ctx, tx, pageOfAgents, `
-SELECT id, workspace_id, parent_id, name, created_at, connection_timeout,
-    token_sha256, apps, metadata_keys, observed, registered
-FROM agents WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows) error {
-		r, err := scanAgent(rows)
-		// An agent is written together with its workspace, so that has the same
-		// revision or a later one, and all was read from one snapshot.
-		of, decoded := byID[r.Workspace.ID]
-		if err == nil && !decoded {
-			err = errNoWorkspace
+	decoded := func(id agent.ID) bool { _, is := byID[id]; return is }
+	err = s.eachAgent(ctx, tx, since, decoded, func(agents []agent.Registration, skipped []agent.ID) error {
+		bad = append(bad, skipped...)
+		for i := range agents {
+			agents[i].Workspace = registrations.Workspaces[byID[agents[i].Workspace.ID]]
 		}
-		if err != nil {
-			if err = s.skip(ctx, rows, kindAgents, idKey(r.ID), err); err == nil {
-				s.undecodable.setAgent(r.ID, true)
-				bad = append(bad, r.ID)
-			}
-			return err
-		}
-		s.undecodable.setAgent(r.ID, false)
-		r.Workspace = registrations.Workspaces[of]
-		registrations.Agents = append(registrations.Agents, r)
+		registrations.Agents = append(registrations.Agents, agents...)
 		return nil
 	})
 	if err != nil || registrations.Complete {
@@ -276,6 +258,105 @@ FROM agents WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows)
 	return registrations, token, err
 }
 
+// EachRegistration reads all registrations, as of the revision that it returns, and calls
+// page with some at a time: with workspaces, then with agents, each in the order of their
+// ids. The workspace of an agent has its id only: it was in an earlier page. The first
+// page is Complete, and may be empty. If there is another one, the read began again, and
+// what pages before it had is void. A page's lists are valid until page returns, whose
+// error ends the read.
+func (s *Store) EachRegistration(ctx context.Context, page func(agent.Registrations) error) (revision int64, err error) {
+	var token int64
+	err = s.view(ctx, "read registrations", func(tx *sql.Tx) error {
+		begun, now, err := s.revisionOf(ctx, tx, 0)
+		if err != nil {
+			return err
+		}
+		revision, token = begun.Revision, now
+		if err := page(agent.Registrations{Revision: revision, Complete: true}); err != nil {
+			return err
+		}
+		workspaces := make(map[agent.ID]struct{})
+		err = s.eachWorkspace(ctx, tx, 0, func(list []agent.Workspace) error {
+			for i := range list {
+				workspaces[list[i].ID] = struct{}{}
+			}
+			return page(agent.Registrations{Revision: revision, Workspaces: list})
+		})
+		if err != nil {
+			return err
+		}
+		decoded := func(id agent.ID) bool { _, is := workspaces[id]; return is }
+		return s.eachAgent(ctx, tx, 0, decoded, func(list []agent.Registration, _ []agent.ID) error {
+			return page(agent.Registrations{Revision: revision, Agents: list})
+		})
+	})
+	if err != nil {
+		return 0, err
+	}
+	s.history.Note(revision, token)
+	return revision, nil
+}
+
+// eachWorkspace reads the workspaces since a revision by pages.
+func (s *Store) eachWorkspace(ctx context.Context, tx *sql.Tx, since int64, page func([]agent.Workspace) error) error {
+	return pages.Each(pageOfWorkspaces.rows, func(add func() *agent.Workspace) error {
+		return s.stream(ctx, tx, pageOfWorkspaces, `
+SELECT id, name, owner_id, owner_username, template_id, template_name,
+    template_version, organization, build_id, build_created_at, build_transition, build_is_prebuild
+FROM workspaces WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows) error {
+			w, err := scanWorkspace(rows)
+			if err != nil {
+				return s.skip(ctx, rows, kindWorkspaces, idKey(w.ID), err)
+			}
+			row := add()
+			if row == nil {
+				return pages.ErrStopped
+			}
+			*row = w
+			return nil
+		})
+	}, page)
+}
+
+// eachAgent reads the agents since a revision by pages, without their workspaces. skipped
+// are the agents that cannot be decoded, or whose workspace is not: an agent is written
+// together with it, so that has the same revision or a later one.
+func (s *Store) eachAgent(ctx context.Context, tx *sql.Tx, since int64, decoded func(workspace agent.ID) bool, page func(_ []agent.Registration, skipped []agent.ID) error) error {
+	var decoder agentrows.Decoder
+	agents, skipped := make([]agent.Registration, 0), make([]agent.ID, 0)
+	return pages.Each(pageOfAgents.rows, func(add func() *agentrows.Row) error {
+		return s.stream(ctx, tx, pageOfAgents, `SELECT `+agentrows.Columns+` FROM agents WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows) error {
+			row := add()
+			if row == nil {
+				return pages.ErrStopped
+			}
+			if row.Err = row.Scan(rows); row.Err != nil {
+				if _, ended := rows.Columns(); ended != nil {
+					return row.Err
+				}
+			}
+			return nil
+		})
+	}, func(rows []agentrows.Row) error {
+		agents, skipped = agents[:0], skipped[:0]
+		for i := range rows {
+			r := &rows[i]
+			decoder.Decode(r)
+			if r.Err == nil && !decoded(r.Workspace.ID) {
+				r.Err = agentrows.ErrNoWorkspace
+			}
+			s.undecodable.SetAgent(r.ID, r.Err != nil)
+			if r.Err == nil {
+				agents = append(agents, r.Registration)
+				continue
+			}
+			s.undecodable.Report(ctx, kindAgents, idKey(r.ID), r.Err, time.Now())
+			skipped = append(skipped, r.ID)
+		}
+		return page(agents, skipped)
+	})
+}
+
 // readRemoved returns the ids that a table does not have any more, in order.
 func (s *Store) readRemoved(ctx context.Context, tx *sql.Tx, table string, since int64) (ids []agent.ID, err error) {
 	err = s.stream(ctx, tx, pageOfRemoved, `
@@ -290,9 +371,6 @@ ORDER BY id`, []any{table, since}, func(rows *sql.Rows) error {
 	return ids, err
 }
 
-// errNoWorkspace is why an agent is skipped whose workspace is.
-var errNoWorkspace = errors.New("its workspace cannot be decoded")
-
 func scanWorkspace(rows *sql.Rows) (agent.Workspace, error) {
 	var w agent.Workspace
 	var built sql.NullInt64
@@ -303,41 +381,4 @@ func scanWorkspace(rows *sql.Rows) (agent.Workspace, error) {
 	)
 	w.Build.CreatedAt = fromNanos(built)
 	return w, err
-}
-
-func scanAgent(rows *sql.Rows) (agent.Registration, error) {
-	var r agent.Registration
-	var created sql.NullInt64
-	var timeout int64
-	var token, appsJSON, keysJSON []byte
-	var observed string
-	err := rows.Scan(
-		&r.ID, &r.Workspace.ID, &r.Parent, &r.Name, &created, &timeout,
-		&token, &appsJSON, &keysJSON, &observed, &r.Incarnation,
-	)
-	if err != nil {
-		return r, err
-	}
-	r.CreatedAt = fromNanos(created)
-	r.ConnectionTimeout = time.Duration(timeout)
-	if n := copy(r.TokenHash[:], token); n != len(r.TokenHash) || n != len(token) {
-		return r, fmt.Errorf("token_sha256 has %d bytes", len(token))
-	}
-	if r.Observed, err = stateparts.DecodeObservation(observed); err != nil {
-		return r, fmt.Errorf("observed: %w", err)
-	}
-	var apps []stateparts.App
-	if err := json.Unmarshal(appsJSON, &apps); err != nil {
-		return r, fmt.Errorf("apps: %w", err)
-	}
-	for _, a := range apps {
-		r.Apps = append(r.Apps, agent.App(a))
-	}
-	if err := json.Unmarshal(keysJSON, &r.MetadataKeys); err != nil {
-		return r, fmt.Errorf("metadata_keys: %w", err)
-	}
-	if len(r.MetadataKeys) == 0 {
-		r.MetadataKeys = nil
-	}
-	return r, nil
 }

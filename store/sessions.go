@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/store/internal/pages"
 )
 
 // SaveSessions writes records in one transaction. Each replaces that of its agent
@@ -91,18 +92,10 @@ func newerSession(a, b agent.SessionRecord) agent.SessionRecord {
 // returned since as next. On SQLite, which one process has, it always returns all, and
 // next is 0. Agents whose registration cannot be decoded are left out.
 func (s *Store) Sessions(ctx context.Context, since int64) (records []agent.SessionRecord, next int64, err error) {
-	err = s.view(ctx, "read sessions", func(tx *sql.Tx) error {
+	err = s.view(ctx, "read sessions", func(tx *sql.Tx) (err error) {
 		records = nil
-		next, err = s.readSince(ctx, tx, pageOfSessions, `
-SELECT agent_id, epoch, replica_id, open, reported, relayed FROM sessions`, since, ` ORDER BY agent_id`, func(rows *sql.Rows) error {
-			var r agent.SessionRecord
-			err := rows.Scan(&r.Agent, &r.Epoch, &r.Replica, &r.Open, &r.Reported, &r.Relayed)
-			if err != nil {
-				return s.skip(ctx, rows, kindSessions, idKey(r.Agent), err)
-			}
-			if !s.undecodable.agent(r.Agent) {
-				records = append(records, r)
-			}
+		next, err = s.eachSession(ctx, tx, since, func(page []agent.SessionRecord) error {
+			records = append(records, page...)
 			return nil
 		})
 		return err
@@ -111,4 +104,39 @@ SELECT agent_id, epoch, replica_id, open, reported, relayed FROM sessions`, sinc
 		return nil, 0, err
 	}
 	return records, next, nil
+}
+
+// EachSession calls page with some of all sessions at a time, and returns next, as
+// Sessions does. Sessions come again if the read began again. A page is valid until page
+// returns, whose error ends the read.
+func (s *Store) EachSession(ctx context.Context, page func([]agent.SessionRecord) error) (next int64, err error) {
+	err = s.view(ctx, "read sessions", func(tx *sql.Tx) (err error) {
+		next, err = s.eachSession(ctx, tx, 0, page)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return next, nil
+}
+
+func (s *Store) eachSession(ctx context.Context, tx *sql.Tx, since int64, page func([]agent.SessionRecord) error) (next int64, err error) {
+	err = pages.Each(pageOfSessions.rows, func(add func() *agent.SessionRecord) (err error) {
+		next, err = s.readSince(ctx, tx, pageOfSessions, `
+SELECT agent_id, epoch, replica_id, open, reported, relayed FROM sessions`, since, ` ORDER BY agent_id`, func(rows *sql.Rows) error {
+			var r agent.SessionRecord
+			err := rows.Scan(&r.Agent, &r.Epoch, &r.Replica, &r.Open, &r.Reported, &r.Relayed)
+			if err != nil || s.undecodable.Agent(r.Agent) {
+				return s.skip(ctx, rows, kindSessions, idKey(r.Agent), err)
+			}
+			record := add()
+			if record == nil {
+				return pages.ErrStopped
+			}
+			*record = r
+			return nil
+		})
+		return err
+	}, page)
+	return next, err
 }

@@ -5,26 +5,13 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
-
-	"github.com/google/uuid"
+	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/store/internal/pages"
 	"github.com/coder/agentstatsd/store/internal/stateparts"
-)
-
-// Parts of a state, as the column agent_states.part names them.
-const (
-	partLifecycle = "lifecycle"
-	// The newest start: when it began, and how it ended.
-	partStarted = "started"
-	partReady   = "ready"
-	partNetwork = "network"
-	// partAppHealth is followed by the id of the app. Each has a row and an order of
-	// its own, so that what two replicas write comes together here.
-	partAppHealth = "app_health/"
 )
 
 // SaveStates writes the parts of states that were ever said, in one transaction. A part
@@ -38,15 +25,15 @@ func (s *Store) SaveStates(ctx context.Context, states []agent.State) (newer []a
 	for i := range states {
 		st := &states[i]
 		said := []statePart{
-			{st.Agent, partLifecycle, st.LifecycleOrder, stateparts.Lifecycle(st.Lifecycle), st.Incarnation},
-			{st.Agent, partStarted, st.StartedOrder, stateparts.Started{StartedAt: st.Startup.StartedAt}, st.Incarnation},
-			{st.Agent, partNetwork, st.NetworkOrder, stateparts.NetworkOf(st.Network), st.Incarnation},
+			{st.Agent, stateparts.PartLifecycle, st.LifecycleOrder, stateparts.Lifecycle(st.Lifecycle), st.Incarnation},
+			{st.Agent, stateparts.PartStarted, st.StartedOrder, stateparts.Started{StartedAt: st.Startup.StartedAt}, st.Incarnation},
+			{st.Agent, stateparts.PartNetwork, st.NetworkOrder, stateparts.NetworkOf(st.Network), st.Incarnation},
 		}
 		if st.StartEnded() {
-			said = append(said, statePart{st.Agent, partReady, st.ReadyOrder, stateparts.Ready(st.Startup), st.Incarnation})
+			said = append(said, statePart{st.Agent, stateparts.PartReady, st.ReadyOrder, stateparts.Ready(st.Startup), st.Incarnation})
 		}
 		for app, health := range st.AppHealth {
-			said = append(said, statePart{st.Agent, partAppHealth + app.String(), st.AppHealthOrder[app], health, st.Incarnation})
+			said = append(said, statePart{st.Agent, stateparts.PartAppHealth + app.String(), st.AppHealthOrder[app], health, st.Incarnation})
 		}
 		for _, p := range said {
 			if p.order != (agent.Order{}) {
@@ -144,31 +131,10 @@ func (s *Store) statePartArgs(p *statePart) ([]any, error) {
 // order of the others. On SQLite, which one process has, it is always all, and next is
 // 0. Agents whose registration cannot be decoded are left out.
 func (s *Store) States(ctx context.Context, since int64) (states []agent.State, next int64, err error) {
-	err = s.view(ctx, "read states", func(tx *sql.Tx) error {
+	err = s.view(ctx, "read states", func(tx *sql.Tx) (err error) {
 		states = nil
-		next, err = s.readSince(ctx, tx, pageOfStates, `
-SELECT agent_id, part, epoch, sequence, said, data FROM agent_states`, since, ` ORDER BY agent_id, part`, func(rows *sql.Rows) error {
-			p := statePart{}
-			var data []byte
-			err := rows.Scan(&p.agent, &p.part, &p.order.Epoch, &p.order.Sequence, &p.order.Said, &data)
-			last := len(states) - 1
-			st := agent.State{Agent: p.agent}
-			more := last >= 0 && states[last].Agent == p.agent
-			if more {
-				st = states[last]
-			}
-			if err == nil {
-				err = setPart(&st, p.part, p.order, data)
-			}
-			switch {
-			case s.undecodable.agent(p.agent):
-			case err != nil:
-				return s.skip(ctx, rows, kindStates, idKey(p.agent, p.part), err)
-			case more:
-				states[last] = st
-			default:
-				states = append(states, st)
-			}
+		next, err = s.eachState(ctx, tx, since, func(page []agent.State) error {
+			states = append(states, page...)
 			return nil
 		})
 		return err
@@ -179,48 +145,80 @@ SELECT agent_id, part, epoch, sequence, said, data FROM agent_states`, since, ` 
 	return states, next, nil
 }
 
-func setPart(st *agent.State, part string, order agent.Order, data []byte) error {
-	if text, is := strings.CutPrefix(part, partAppHealth); is {
-		app, err := uuid.Parse(text)
-		if err != nil {
-			return err
+// EachState calls page with some of all states at a time, and returns next, as States
+// does. States come again if the read began again. A page is valid until page returns,
+// whose error ends the read.
+func (s *Store) EachState(ctx context.Context, page func([]agent.State) error) (next int64, err error) {
+	err = s.view(ctx, "read states", func(tx *sql.Tx) (err error) {
+		next, err = s.eachState(ctx, tx, 0, page)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return next, nil
+}
+
+// stateRow is a row of a part. err is why it could not be scanned.
+type stateRow struct {
+	agent agent.ID
+	part  string
+	order agent.Order
+	data  []byte
+	err   error
+}
+
+func (s *Store) eachState(ctx context.Context, tx *sql.Tx, since int64, page func([]agent.State) error) (next int64, err error) {
+	var states []agent.State
+	err = pages.Each(pageOfStates.rows, func(add func() *stateRow) (err error) {
+		next, err = s.readSince(ctx, tx, pageOfStates, `
+SELECT agent_id, part, epoch, sequence, said, data FROM agent_states`, since, ` ORDER BY agent_id, part`, func(rows *sql.Rows) error {
+			r := add()
+			if r == nil {
+				return pages.ErrStopped
+			}
+			*r = stateRow{}
+			if r.err = rows.Scan(&r.agent, &r.part, &r.order.Epoch, &r.order.Sequence, &r.order.Said, &r.data); r.err != nil {
+				if _, ended := rows.Columns(); ended != nil {
+					return r.err
+				}
+			}
+			return nil
+		})
+		return err
+	}, func(rows []stateRow) error {
+		for i := range rows {
+			r := &rows[i]
+			last := len(states) - 1
+			st := agent.State{Agent: r.agent}
+			more := last >= 0 && states[last].Agent == r.agent
+			if more {
+				st = states[last]
+			}
+			if r.err == nil {
+				r.err = stateparts.Set(&st, r.part, r.order, r.data)
+			}
+			switch {
+			case s.undecodable.Agent(r.agent):
+			case r.err != nil:
+				s.undecodable.Report(ctx, kindStates, idKey(r.agent, r.part), r.err, time.Now())
+			case more:
+				states[last] = st
+			default:
+				states = append(states, st)
+			}
 		}
-		var health agent.AppHealth
-		if err := json.Unmarshal(data, &health); err != nil {
-			return err
+		// The last agent may have more rows.
+		if whole := len(states) - 1; whole > 0 {
+			if err := page(states[:whole]); err != nil {
+				return err
+			}
+			states = append(states[:0], states[whole])
 		}
-		st.SetAppHealth(app, health, order)
 		return nil
+	})
+	if err != nil || len(states) == 0 {
+		return next, err
 	}
-	switch part {
-	case partLifecycle:
-		st.LifecycleOrder = order
-		var l stateparts.Lifecycle
-		if err := json.Unmarshal(data, &l); err != nil {
-			return err
-		}
-		st.Lifecycle = agent.Lifecycle(l)
-	case partStarted:
-		var s stateparts.Started
-		if err := json.Unmarshal(data, &s); err != nil {
-			return err
-		}
-		st.SetStarted(s.StartedAt, order)
-	case partReady:
-		var r stateparts.Ready
-		if err := json.Unmarshal(data, &r); err != nil {
-			return err
-		}
-		st.SetReady(agent.Startup(r), order)
-	case partNetwork:
-		st.NetworkOrder = order
-		var n stateparts.Network
-		if err := json.Unmarshal(data, &n); err != nil {
-			return err
-		}
-		st.Network = n.State()
-	default:
-		return errors.New("the part is unknown")
-	}
-	return nil
+	return next, page(states)
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/store/internal/history"
 	"github.com/coder/agentstatsd/store/internal/schema"
+	"github.com/coder/agentstatsd/store/internal/undecodable"
 )
 
 // Store is an open database. Its methods are safe for concurrent use, and end with an
@@ -34,7 +35,7 @@ type Store struct {
 	log     *slog.Logger
 	metrics *metrics // nil: it is being opened
 	// undecodable has the rows that reads skip.
-	undecodable *undecodable
+	undecodable *undecodable.Rows
 	// writer and reader are one pool on PostgreSQL.
 	writer *sql.DB
 	reader *sql.DB
@@ -77,7 +78,7 @@ func Open(ctx context.Context, opts Options, reg prometheus.Registerer, log *slo
 	if err != nil {
 		return nil, err
 	}
-	s.metrics, s.undecodable = m, newUndecodable(m, log)
+	s.metrics, s.undecodable = m, undecodable.New(m.UndecodableRows, log)
 	if err := s.registerPools(opts.MaxConns, reg); err != nil {
 		return nil, errors.Join(fmt.Errorf("store: %w", err), s.Close())
 	}

@@ -264,7 +264,7 @@ func (s *Store) readBatch(ctx context.Context, tx *sql.Tx, r *subscriptionRow) (
 		batch = &agent.ReportBatch{Number: r.number, Nonce: r.nonce, Sums: sums}
 		if err != nil {
 			// What can be read is delivered, or the watcher could never go on.
-			s.undecodable.report(ctx, kindBatches, fmt.Sprint(r.ID, " ", r.number), err, time.Now())
+			s.undecodable.Report(ctx, kindBatches, fmt.Sprint(r.ID, " ", r.number), err, time.Now())
 		}
 		return nil
 	})

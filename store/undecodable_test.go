@@ -2,19 +2,16 @@ package store
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // A row that cannot be decoded is counted and logged once, and left out: the rest is
@@ -161,7 +158,7 @@ func TestUndecodableRows(t *testing.T) {
 				for range 2 {
 					c.read(t, s)
 				}
-				require.EqualValues(t, 1, testutil.ToFloat64(s.undecodable.rows.WithLabelValues(c.kind)))
+				require.EqualValues(t, 1, testutil.ToFloat64(s.metrics.UndecodableRows.WithLabelValues(c.kind)))
 				line := "a row of the database cannot be decoded and is skipped\" kind=" + c.kind
 				require.Equal(t, 1, strings.Count(log.String(), line), log.String())
 				require.Contains(t, log.String(), c.row)
@@ -196,30 +193,6 @@ func TestSessionsBeforeUndecodableOnes(t *testing.T) {
 			require.Equal(t, []agent.SessionRecord{{Agent: id(1)}, {Agent: id(2), Epoch: 4}}, before)
 		})
 	}
-}
-
-// Many rows are counted, and few of them logged.
-func TestUndecodableRowsAreLimited(t *testing.T) {
-	bubble.Test(t, func(t *testing.T) {
-		var log bytes.Buffer
-		u := newUndecodable(testMetrics(t), slog.New(slog.NewTextHandler(&log, nil)))
-		bad := func(from, to int) {
-			for range 2 {
-				for n := from; n < to; n++ {
-					u.report(t.Context(), kindStates, fmt.Sprint("row ", n), errors.New("bad"), time.Now())
-				}
-			}
-		}
-		bad(0, 1000)
-		require.EqualValues(t, 1000, testutil.ToFloat64(u.rows.WithLabelValues(kindStates)))
-		require.Equal(t, maxUndecodableLogged+1, strings.Count(log.String(), "\n"))
-		time.Sleep(time.Hour)
-		bad(1000, 1001)
-		require.Contains(t, log.String(), `row="row 1000"`)
-		bad(1001, maxKnownUndecodable+10)
-		require.EqualValues(t, maxKnownUndecodable, testutil.ToFloat64(u.rows.WithLabelValues(kindStates)))
-		require.Len(t, u.known, maxKnownUndecodable)
-	})
 }
 
 // Who cannot be decoded is unknown, also to a reader of what changed; registered again
@@ -276,7 +249,7 @@ func TestUndecodableBatch(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, &agent.ReportBatch{Number: 1}, opened.Unacked)
 	}
-	require.Equal(t, 1.0, testutil.ToFloat64(s.undecodable.rows.WithLabelValues(kindBatches)))
+	require.Equal(t, 1.0, testutil.ToFloat64(s.metrics.UndecodableRows.WithLabelValues(kindBatches)))
 	batch, err := s.DeliverReports(t.Context(), agent.Delivery{
 		Subscription: a.ID, Incarnation: a.Incarnation, Stream: id(1), Number: 1, Acked: 1, Limit: 1,
 	})

@@ -76,3 +76,11 @@ func (s *Store) Registrations(ctx context.Context, since int64) (agent.Registrat
 	}
 	return s.Store.Registrations(ctx, since)
 }
+
+// EachRegistration is the store's.
+func (s *Store) EachRegistration(ctx context.Context, page func(agent.Registrations) error) (int64, error) {
+	if err := s.Err(); err != nil {
+		return 0, err
+	}
+	return s.Store.EachRegistration(ctx, page)
+}

@@ -177,19 +177,48 @@ func (s *Store) MetadataWithin(ctx context.Context, ids []agent.ID, limit int) (
 }
 
 // MetadataKeys is as in store.Store.
-func (s *Store) MetadataKeys(ctx context.Context) (map[agent.ID][]string, error) {
+func (s *Store) MetadataKeys(ctx context.Context, each func(agent.ID, []string) error) error {
 	var keys map[agent.ID][]string
 	err := s.run(ctx, transaction{doing: "read metadata keys", prepare: func(t *tables) error {
 		keys = make(map[agent.ID][]string)
 		for id, rows := range t.metadata {
-			keys[id] = slices.Sorted(maps.Keys(rows))
+			if len(t.agents[id].MetadataKeys) == 0 && len(rows) > 0 {
+				keys[id] = slices.Sorted(maps.Keys(rows))
+			}
 		}
 		return nil
 	}})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return keys, nil
+	for _, id := range sortedKeys(keys) {
+		if err := each(id, keys[id]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pageRows are those of one page.
+const pageRows = 100
+
+// inPages calls page with some of a list at a time.
+func inPages[T any](list []T, page func([]T) error) error {
+	for some := range slices.Chunk(list, pageRows) {
+		if err := page(some); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// EachSession is as in store.Store.
+func (s *Store) EachSession(ctx context.Context, page func([]agent.SessionRecord) error) (next int64, err error) {
+	records, next, err := s.Sessions(ctx, 0)
+	if err != nil {
+		return 0, err
+	}
+	return next, inPages(records, page)
 }
 
 // SaveSessions is as in store.Store.

@@ -173,6 +173,30 @@ func (s *Store) Registrations(ctx context.Context, since int64) (agent.Registrat
 	return registrations, nil
 }
 
+// EachRegistration is as in store.Store.
+func (s *Store) EachRegistration(ctx context.Context, page func(agent.Registrations) error) (revision int64, err error) {
+	r, err := s.Registrations(ctx, 0)
+	if err != nil {
+		return 0, err
+	}
+	if err := page(agent.Registrations{Revision: r.Revision, Complete: true}); err != nil {
+		return 0, err
+	}
+	err = inPages(r.Workspaces, func(some []agent.Workspace) error {
+		return page(agent.Registrations{Revision: r.Revision, Workspaces: some})
+	})
+	if err != nil {
+		return 0, err
+	}
+	for i := range r.Agents {
+		r.Agents[i].Workspace = agent.Workspace{ID: r.Agents[i].Workspace.ID}
+	}
+	err = inPages(r.Agents, func(some []agent.Registration) error {
+		return page(agent.Registrations{Revision: r.Revision, Agents: some})
+	})
+	return r.Revision, err
+}
+
 func (t *tables) registrations(since int64) agent.Registrations {
 	registrations := agent.Registrations{
 		Revision: t.revision,

@@ -163,6 +163,15 @@ func (s *Store) States(ctx context.Context, since int64) (states []agent.State, 
 	return states, next, nil
 }
 
+// EachState is as in store.Store.
+func (s *Store) EachState(ctx context.Context, page func([]agent.State) error) (next int64, err error) {
+	states, next, err := s.States(ctx, 0)
+	if err != nil {
+		return 0, err
+	}
+	return next, inPages(states, page)
+}
+
 // since returns the parts that were written by a transaction from number on.
 func (r stateRow) since(number int64) (st agent.State, any bool) {
 	st.Agent = r.Agent

@@ -22,15 +22,18 @@ type Store interface {
 	Ping(ctx context.Context) error
 
 	Registrations(ctx context.Context, since int64) (agent.Registrations, error)
+	EachRegistration(ctx context.Context, page func(agent.Registrations) error) (revision int64, err error)
 	ApplyChange(ctx context.Context, basis int64, c agent.Change) (revision int64, err error)
 	Removals(ctx context.Context, within time.Duration) ([]agent.Removal, error)
 
 	UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, newer []agent.StoredEpoch, err error)
 	MetadataWithin(ctx context.Context, ids []agent.ID, limit int) (found []agent.Metadata, left []agent.ID, err error)
-	MetadataKeys(ctx context.Context) (map[agent.ID][]string, error)
+	MetadataKeys(ctx context.Context, each func(agent.ID, []string) error) error
 
+	EachState(ctx context.Context, page func([]agent.State) error) (next int64, err error)
 	States(ctx context.Context, since int64) (states []agent.State, next int64, err error)
 	SaveStates(ctx context.Context, states []agent.State) (newer []agent.StoredEpoch, err error)
+	EachSession(ctx context.Context, page func([]agent.SessionRecord) error) (next int64, err error)
 	Sessions(ctx context.Context, since int64) (records []agent.SessionRecord, next int64, err error)
 	SaveSessions(ctx context.Context, records []agent.SessionRecord) (before []agent.SessionRecord, err error)
 	ObserveBuilds(ctx context.Context, builds []agent.ID, at time.Time) (fresh []agent.ID, err error)
@@ -98,6 +101,7 @@ func Run(t *testing.T, open func(testing.TB, Options) Store) {
 	t.Run("MetadataUnchanged", func(t *testing.T) { testMetadataUnchanged(t, open) })
 	t.Run("MetadataOrder", func(t *testing.T) { testMetadataOrder(t, open) })
 	t.Run("MetadataLate", func(t *testing.T) { testMetadataLate(t, open(t, Options{})) })
+	t.Run("Pages", func(t *testing.T) { testPages(t, open(t, Options{})) })
 	t.Run("States", func(t *testing.T) { testStates(t, open(t, Options{})) })
 	t.Run("StatesOrder", func(t *testing.T) { testStatesOrder(t, open(t, Options{})) })
 	t.Run("StatesSince", func(t *testing.T) { testStatesSince(t, open(t, Options{})) })
@@ -231,6 +235,17 @@ func upsert(t testing.TB, s Store, rows []agent.Metadata) {
 	require.NoError(t, err)
 }
 
+// metadataKeys returns the keys of agents that declare none.
+func metadataKeys(t testing.TB, s Store) map[agent.ID][]string {
+	t.Helper()
+	keys := make(map[agent.ID][]string)
+	require.NoError(t, s.MetadataKeys(t.Context(), func(id agent.ID, of []string) error {
+		keys[id] = of
+		return nil
+	}))
+	return keys
+}
+
 func saveStates(t testing.TB, s Store, states []agent.State) {
 	t.Helper()
 	_, err := s.SaveStates(t.Context(), states)
@@ -264,9 +279,13 @@ func testMetadata(t *testing.T, s Store) {
 	require.NoError(t, err)
 	require.Empty(t, found)
 
-	keys, err := s.MetadataKeys(t.Context())
-	require.NoError(t, err)
-	require.Equal(t, map[agent.ID][]string{id(1): {"a", "b"}, id(2): {"a"}}, keys)
+	require.Empty(t, metadataKeys(t, s), "they declare theirs")
+	undeclared := registrations(t, s).Agents
+	for i := range undeclared {
+		undeclared[i].MetadataKeys = nil
+	}
+	apply(t, s, agent.Change{Agents: undeclared})
+	require.Equal(t, map[agent.ID][]string{id(1): {"a", "b"}, id(2): {"a"}}, metadataKeys(t, s))
 
 	// As many agents as one query names, and more.
 	many := []agent.ID{id(1)}
@@ -330,10 +349,20 @@ func testContext(t *testing.T, s Store) {
 		"Clock":           func() error { _, err := s.Clock(ended); return err },
 		"RemoveReplicas":  func() error { return s.RemoveReplicas(ended, []agent.ID{id(1)}) },
 		"MetadataWithin":  func() error { _, _, err := s.MetadataWithin(ended, []agent.ID{id(1)}, 1); return err },
-		"MetadataKeys":    func() error { _, err := s.MetadataKeys(ended); return err },
+		"MetadataKeys":    func() error { return s.MetadataKeys(ended, func(agent.ID, []string) error { return nil }) },
 		"Registrations":   func() error { _, err := s.Registrations(ended, 0); return err },
 		"States":          func() error { _, _, err := s.States(ended, 0); return err },
 		"Sessions":        func() error { _, _, err := s.Sessions(ended, 0); return err },
+
+		"EachRegistration": func() error {
+			_, err := s.EachRegistration(ended, func(agent.Registrations) error { return nil })
+			return err
+		},
+		"EachState": func() error { _, err := s.EachState(ended, func([]agent.State) error { return nil }); return err },
+		"EachSession": func() error {
+			_, err := s.EachSession(ended, func([]agent.SessionRecord) error { return nil })
+			return err
+		},
 
 		"RecordReportWriterHeartbeat": func() error { return s.RecordReportWriterHeartbeat(ended, id(1)) },
 		"RemoveReportWriter":          func() error { return s.RemoveReportWriter(ended, id(1)) },
@@ -362,9 +391,7 @@ func testContext(t *testing.T, s Store) {
 	// Nothing of it was written, and the connections are still good.
 	require.NoError(t, s.Ping(t.Context()))
 	require.Len(t, registrations(t, s).Agents, 1)
-	keys, err := s.MetadataKeys(t.Context())
-	require.NoError(t, err)
-	require.Empty(t, keys)
+	require.Empty(t, metadataKeys(t, s))
 	pushes, err := s.Pushes(t.Context(), nil)
 	require.NoError(t, err)
 	require.Empty(t, pushes)

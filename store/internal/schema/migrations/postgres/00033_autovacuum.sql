@@ -7,7 +7,7 @@
 -- Old versions are removed by whoever next writes to their page: a vacuum is left with
 -- the entries of the index. None of these tables' plans depends on the values that an
 -- analysis looks for, only on how many rows there are.
-ALTER TABLE metadata SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.5, autovacuum_analyze_scale_factor = 1);
+ALTER TABLE metadata SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.3, autovacuum_analyze_scale_factor = 1);
 ALTER TABLE agent_states SET (autovacuum_analyze_scale_factor = 1);
 ALTER TABLE sessions SET (autovacuum_analyze_scale_factor = 1);
 ALTER TABLE report_sums SET (autovacuum_analyze_scale_factor = 1);
