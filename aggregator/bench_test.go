@@ -130,18 +130,27 @@ func BenchmarkReportNew(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed())/float64(b.N)/perAgent, "ns/series")
 }
 
+// growingSizes are the numbers of series at which costs are compared.
+var growingSizes = []int{100_000, 1_000_000, 10_000_000}
+
+// limitsFor returns options that leave room for n series.
+func limitsFor(n int) Options { return Options{MaxSeries: 2 * n, MaxSeriesBytes: 1000 * n} }
+
 // BenchmarkMemory is what a series costs, with everything that belongs to it.
 func BenchmarkMemory(b *testing.B) {
-	const n = 1_000_000
-	for b.Loop() {
-		before := heap()
-		a := fleetOf(b, n, Options{})
-		known := float64(heap() - before)
-		w := &discard{}
-		require.NoError(b, a.WriteText(w))
-		b.ReportMetric(known/n, "B/series")
-		b.ReportMetric(float64(w.n)/n, "B/line")
-		runtime.KeepAlive(a)
+	for _, n := range growingSizes {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			for b.Loop() {
+				before := heap()
+				a := fleetOf(b, n, limitsFor(n))
+				known := float64(heap() - before)
+				w := &discard{}
+				require.NoError(b, a.WriteText(w))
+				b.ReportMetric(known/float64(n), "B/series")
+				b.ReportMetric(float64(w.n)/float64(n), "B/line")
+				runtime.KeepAlive(a)
+			}
+		})
 	}
 }
 
@@ -167,14 +176,19 @@ func BenchmarkExpire(b *testing.B) {
 	}
 }
 
-// BenchmarkExpireAll has a million series of 25,000 agents expire at once.
+// BenchmarkExpireAll has all series of agents with 40 each expire at once.
 func BenchmarkExpireAll(b *testing.B) {
-	for b.Loop() {
-		b.StopTimer()
-		a := fleetOf(b, 1_000_000, Options{})
-		b.StartTimer()
-		a.expire(time.Now().Add(time.Hour))
-		require.Zero(b, a.series.Load())
+	for _, n := range growingSizes {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				a := fleetOf(b, n, limitsFor(n))
+				b.StartTimer()
+				a.expire(time.Now().Add(time.Hour))
+				require.Zero(b, a.series.Load())
+			}
+			b.ReportMetric(float64(b.Elapsed())/float64(b.N)/float64(n), "ns/series")
+		})
 	}
 }
 

@@ -125,6 +125,7 @@ func (in *ingester) ingest(as *agentSeries, epoch, now int64, r agent.Report) ([
 	in.omitted, in.refusals = [omissions]int{}, nil
 	// Deferred for the case that r panics: what was stored until then counts.
 	defer in.finishReport()
+	in.fetchSeries()
 	in.ingestStats()
 	in.dropOutdated()
 	for i := range r.Len() {

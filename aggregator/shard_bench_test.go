@@ -22,7 +22,7 @@ func BenchmarkShards(b *testing.B) {
 }
 
 func benchmarkShards(b *testing.B, n int, million map[string]float64) {
-	a := fleetOf(b, n, Options{MaxSeries: 2 * n, MaxSeriesBytes: 1000 * n})
+	a := fleetOf(b, n, limitsFor(n))
 	h := newScrape(b, a)
 	round := 0
 	for _, c := range []struct {

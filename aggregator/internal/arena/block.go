@@ -102,6 +102,12 @@ func (b *Block) Set(slot uint32, v float64) {
 	}
 }
 
+// Slots returns how many series the block can have.
+func (b *Block) Slots() int { return len(b.values) }
+
+// Fetch reads what Set does, without waiting for it. The result means nothing.
+func (b *Block) Fetch(slot uint32) uint64 { return b.values[slot].Load() + b.dirty[slot/64].Load() }
+
 // Value returns the value of a series.
 func (b *Block) Value(slot uint32) float64 {
 	return math.Float64frombits(b.values[slot].Load())

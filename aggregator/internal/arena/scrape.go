@@ -2,7 +2,9 @@ package arena
 
 import (
 	"io"
+	"runtime"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -42,6 +44,8 @@ type Scrape struct {
 	// parts of one family, and their sizes.
 	parts []part
 	sizes []int
+	// yielded is when others could last run.
+	yielded time.Time
 }
 
 // view is what one scrape shows of the lines: those that were added before its
@@ -148,6 +152,7 @@ func (s *Scrape) writeTextFamily(f *Family, h Header) error {
 		}
 	}
 	for _, p := range s.partsOf(f) {
+		s.yield()
 		if s.segments != nil {
 			if size := p.textSize(s.view); size >= segmentBytes {
 				if err := s.writeSegment(p, h.Type, size); err != nil {
@@ -172,6 +177,19 @@ func (s *Scrape) writeTextFamily(f *Family, h Header) error {
 	return nil
 }
 
+// yieldEvery is some 50 parts of 20 us.
+const yieldEvery = time.Millisecond
+
+// yield lets other goroutines run, between two parts. A goroutine that ran for 10 ms would be
+// stopped wherever it is, mostly with the lock of a part: whoever then waits for the lock waits
+// for its next turn, behind all other scrapes.
+func (s *Scrape) yield() {
+	if time.Since(s.yielded) >= yieldEvery {
+		runtime.Gosched()
+		s.yielded = time.Now()
+	}
+}
+
 // partsOf returns the present parts of a family. They are valid until the next call.
 func (s *Scrape) partsOf(f *Family) []part {
 	clear(s.parts)
@@ -186,6 +204,7 @@ func (s *Scrape) writeProtoFamily(f *Family, h Header) error {
 	total := 0
 	s.sizes = s.sizes[:0]
 	for _, p := range parts {
+		s.yield()
 		size := p.protoSize(s.view, h.Type)
 		s.sizes = append(s.sizes, size)
 		total += size
@@ -205,6 +224,7 @@ func (s *Scrape) writeProtoFamily(f *Family, h Header) error {
 		}
 	}
 	for i, p := range parts {
+		s.yield()
 		size := s.sizes[i]
 		var err error
 		if s.segments != nil && size >= segmentBytes {
