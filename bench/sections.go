@@ -94,10 +94,29 @@ func benchSections() []section {
 			},
 		}}},
 		scrapes,
+		growthSection(),
 		fleetSection(),
 		databaseSection(),
 		bridgeSection(),
 	}
+}
+
+// growthSection takes some 15 minutes and 8 GB, and is measured only if it is asked for.
+func growthSection() section {
+	s := section{name: "growth", figures: []string{stream.GrowthSection}, asked: true}
+	for _, g := range []stream.Growth{
+		{Series: 100_000, Rounds: 3, Window: 8 * time.Second},
+		{Series: 1_000_000, Rounds: 3, Window: 12 * time.Second},
+		{Series: 10_000_000, Rounds: 3, Window: 30 * time.Second},
+	} {
+		s.steps = append(s.steps, step{
+			fmt.Sprintf("a service with %d series", g.Series),
+			func(ctx context.Context, _ options, run *figure.Run, dir string) error {
+				return stream.MeasureGrowth(ctx, run, dir, g)
+			},
+		})
+	}
+	return s
 }
 
 // fleetSection takes some 35 minutes, and is measured only if it is asked for.

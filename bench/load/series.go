@@ -99,6 +99,12 @@ func (r *Report) Set(round int) {
 	}
 }
 
+// Of makes it the report of agent n, in a round. Its samples are the same.
+func (r *Report) Of(n, round int) {
+	r.n = n
+	r.Set(round)
+}
+
 // Stats implements agent.Report.
 func (r *Report) Stats() agent.Stats { return r.stats }
 

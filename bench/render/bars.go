@@ -120,8 +120,8 @@ func idle(tls bool, subject, metric string) figure.Key {
 
 // Numbers of series and of connections that are compared.
 const (
-	small, middle, large = 10_000, 100_000, 1_000_000
-	few, many            = 8, 2000
+	small, middle, large, huge = 10_000, 100_000, 1_000_000, 10_000_000
+	few, many                  = 8, 2000
 )
 
 // bars in the order in which they are shown.

@@ -53,6 +53,7 @@ func Page(r figure.Results) []byte {
 	p.updates()
 	p.idle()
 	p.acks()
+	p.growth()
 	p.peers()
 	return []byte(p.text.String())
 }
@@ -349,6 +350,36 @@ func (p *page) acks() {
 		{head: "scrape gzip, ms", metric: stream.ScrapeGzip, unit: number},
 	})
 	p.locks()
+}
+
+// growth has each cost at three sizes, in one table.
+func (p *page) growth() {
+	p.heading("Growth")
+	p.line("A service whose series belong to agents that report each 30 s, and 200 streams that report 500 times a second and wait for each ack,")
+	p.line("while it is scraped again and again, a second apart (`make bench BENCHFLAGS=-only=growth`). The series are made by reports of agents without")
+	p.line("a stream. A report is of one of these agents, from which the processor's caches have nothing. Stops are by Go's histogram of the collector's.")
+	p.line("Waits for locks are as above.")
+	for _, series := range []int{middle, large, huge} {
+		name := fmt.Sprint(series)
+		p.rows(grouped(int64(series))+" series", stream.GrowthSection, name, []string{stream.GrowthService}, []column{
+			{head: stream.GrowthNew, metric: stream.GrowthNew, unit: number},
+			{head: stream.GrowthReport, metric: stream.GrowthReport, unit: number},
+			{head: stream.GrowthHeap, metric: stream.GrowthHeap, unit: number},
+			{head: stream.GrowthResident, metric: stream.GrowthResident, unit: number},
+		})
+		p.rows("", stream.GrowthSection, name, stream.GrowthSubjects, []column{
+			{head: stream.GrowthTotal, metric: stream.GrowthTotal, unit: number},
+			{head: stream.GrowthScrape, metric: stream.GrowthScrape, unit: number},
+			{head: stream.GrowthCPU, metric: stream.GrowthCPU, unit: number},
+			{head: "ack, median, ms", metric: stream.AckP50, unit: number},
+			{head: "99 %", metric: stream.AckP99, unit: number},
+			{head: "99.9 %", metric: stream.AckP999, unit: number},
+			{head: "longest", metric: stream.AckMax, unit: number},
+			{head: stream.GrowthStop, metric: stream.GrowthStop, unit: number},
+			{head: stream.GrowthLock, metric: stream.GrowthLock, unit: number},
+			{head: "cores", metric: stream.Cores, unit: number},
+		})
+	}
 }
 
 // locks writes who waited for locks.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"time"
 )
 
@@ -25,6 +26,8 @@ var accepts = map[string]string{
 type Ask struct {
 	Format string
 	Gzip   bool
+	// Shard is the part, as 0/4; empty: the whole.
+	Shard string
 }
 
 // String names the ask in a report.
@@ -70,6 +73,9 @@ func (c *Client) Scrape(ctx context.Context, addr string, ask Ask, keep io.Write
 	}
 	request := fmt.Sprintf("GET /metrics HTTP/1.1\r\nHost: %s\r\nAccept: %s\r\nAccept-Encoding: %s\r\nConnection: close\r\n\r\n",
 		addr, accepts[ask.Format], encoding)
+	if ask.Shard != "" {
+		request = strings.Replace(request, "/metrics", "/metrics?shard="+ask.Shard, 1)
+	}
 	start := time.Now()
 	if _, err := io.WriteString(conn, request); err != nil {
 		return Seen{}, fmt.Errorf("scrape: %w", err)

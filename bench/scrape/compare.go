@@ -31,7 +31,7 @@ const (
 
 // Asks in the order in which they are compared: memory is looked at between text
 // and protobuf.
-var Asks = []Ask{{Text, false}, {Text, true}, {Protobuf, false}, {Protobuf, true}}
+var Asks = []Ask{{Format: Text}, {Format: Text, Gzip: true}, {Format: Protobuf}, {Format: Protobuf, Gzip: true}}
 
 // Subjects in the order in which they are shown.
 var Subjects = []string{Agentstatsd, Unchanged, Copy, Victoria, GaugeVec, Collector, CoderdWay}
@@ -243,7 +243,7 @@ func (c *comparison) memory() error {
 		add(HeapPerSeries, heap)
 		add(RSSPerSeries, rss)
 	}
-	lines := c.run.Values(figure.Key{Section: Section, Case: Case(c.Series, Ask{Text, false}), Subject: Unchanged, Metric: Bytes})
+	lines := c.run.Values(figure.Key{Section: Section, Case: Case(c.Series, Ask{Format: Text}), Subject: Unchanged, Metric: Bytes})
 	if len(lines) == 0 {
 		return errors.New("text was not scraped")
 	}

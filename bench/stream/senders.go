@@ -46,9 +46,9 @@ type Tally struct {
 	Sent, Acks int64
 	// Skipped reports were due while too many were in flight.
 	Skipped int64
-	// Latencies of acks in milliseconds: the median, the 99th percentile, and the
-	// longest.
-	P50, P99, Max float64
+	// Latencies of acks in milliseconds: the median, the 99th percentile, that of
+	// 99.9, and the longest.
+	P50, P99, P999, Max float64
 	// Seconds from the first report to the last ack.
 	Seconds float64
 
@@ -262,6 +262,7 @@ func (s *senders) tally(t *Tally, start time.Time) (*Tally, error) {
 	}
 	if len(t.latencies) > 0 {
 		t.P50, t.P99 = figure.Percentile(t.latencies, 50), figure.Percentile(t.latencies, 99)
+		t.P999 = figure.Percentile(t.latencies, 99.9)
 		t.Max = slices.Max(t.latencies)
 	}
 	return t, nil

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -46,8 +47,13 @@ type serviceArgs struct {
 	Locks bool
 }
 
-// serviceReady says where a service listens.
-type serviceReady struct{ GRPC, HTTP string }
+// serviceReady says where a service listens, and what its series took.
+type serviceReady struct {
+	GRPC, HTTP string
+	// NanosecondsNew is the time that each series took to be made, HeapPerSeries the
+	// bytes of the heap.
+	NanosecondsNew, HeapPerSeries float64
+}
 
 // service is all of agentstatsd, put together as its main package does. It is
 // used where the binary has no way to be asked: what is resident without
@@ -82,7 +88,11 @@ func (s *service) build(ctx context.Context, db *store.Store, reg *metrics.Regis
 		return err
 	}
 	notifications := pubsub.NewMetadata(engine)
-	if s.agg, err = aggregator.New(aggregator.Options{}, reg); err != nil {
+	limits := aggregator.Options{} // its defaults
+	if args.Series > 1_000_000 {
+		limits.MaxSeries, limits.MaxSeriesBytes = 2*args.Series, 200*args.Series
+	}
+	if s.agg, err = aggregator.New(limits, reg); err != nil {
 		return err
 	}
 	pending, err := batcher.New(db, notifications, batcher.Options{}, reg, log)
@@ -169,14 +179,30 @@ func serveAll(ctx context.Context, c *process.Console) (err error) {
 		}
 		return nil
 	})
-	if err := s.fill(ctx, &group, load.Agents(args.Series)); err != nil {
+	ready := serviceReady{GRPC: listeners[0].Addr().String(), HTTP: listeners[1].Addr().String()}
+	agents := load.Agents(args.Series)
+	before, start := heap(), time.Now()
+	if err := s.fill(agents); err != nil {
 		return err
 	}
-	locks := new(lockWatch)
-	err = c.Serve(serviceReady{GRPC: listeners[0].Addr().String(), HTTP: listeners[1].Addr().String()}, map[string]process.Handler{
+	if args.Series > 0 {
+		ready.NanosecondsNew = float64(time.Since(start)) / float64(args.Series)
+		ready.HeapPerSeries = float64(heap()-before) / float64(args.Series)
+		group.Go(func() error { return s.reportAll(ctx, agents) })
+	}
+	locks, stops := new(lockWatch), new(stopWatch)
+	err = c.Serve(ready, map[string]process.Handler{
 		"free":        freeMemory,
-		"watch locks": func(func(any) error) (any, error) { locks.start(); return nil, nil },
+		"watch locks": func(func(any) error) (any, error) { stops.start(); locks.start(); return nil, nil },
 		"locks":       func(func(any) error) (any, error) { return locks.stop(), nil },
+		"stops":       func(func(any) error) (any, error) { return stops.longest(), nil },
+		"report": func(decode func(any) error) (any, error) {
+			var n int
+			if err := decode(&n); err != nil {
+				return nil, err
+			}
+			return s.timeReports(agents, n)
+		},
 	})
 	stop()
 	_ = web.Close()
@@ -190,40 +216,49 @@ const seriesAgents = 1_000_000
 // reportEvery is how often they report, as their settings say.
 const reportEvery = 30 * time.Second
 
-// fill has agents without a stream report, evenly over time.
-func (s *service) fill(ctx context.Context, group *errgroup.Group, agents int) error {
-	if agents == 0 {
-		return nil
-	}
+// fill makes the series of agents without a stream.
+func (s *service) fill(agents int) error {
+	r := load.NewReport(seriesAgents, load.Forwarded)
 	for n := range agents {
 		s.agg.Open(load.ID(seriesAgents+n), load.Identity(seriesAgents+n), agent.Session{Epoch: 1})
-		if err := s.report(n, 0); err != nil {
+		if err := s.report(r, n, 0); err != nil {
 			return err
 		}
 	}
-	group.Go(func() error {
-		ticker := time.NewTicker(10 * time.Millisecond)
-		defer ticker.Stop()
-		start, done := time.Now(), 0
-		for {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-ticker.C:
-			}
-			due := int(float64(agents) * time.Since(start).Seconds() / reportEvery.Seconds())
-			for ; done < due; done++ {
-				if err := s.report(done%agents, 1+done/agents); err != nil {
-					return err
-				}
-			}
-		}
-	})
 	return nil
 }
 
-func (s *service) report(n, round int) error {
-	r := load.NewReport(seriesAgents+n, load.Forwarded)
-	r.Set(round)
+// reportAll has agents without a stream report, evenly over time.
+func (s *service) reportAll(ctx context.Context, agents int) error {
+	ticker := time.NewTicker(10 * time.Millisecond)
+	defer ticker.Stop()
+	r := load.NewReport(seriesAgents, load.Forwarded)
+	start, done := time.Now(), 0
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		due := int(float64(agents) * time.Since(start).Seconds() / reportEvery.Seconds())
+		for ; done < due; done++ {
+			if err := s.report(r, done%agents, 1+done/agents); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (s *service) report(r *load.Report, n, round int) error {
+	r.Of(seriesAgents+n, round)
 	return benchscrape.Take(s.agg, seriesAgents+n, time.Now(), r)
+}
+
+// heap returns the bytes that are in use after a collection.
+func heap() uint64 {
+	runtime.GC()
+	runtime.GC() // what finalizers and pools had
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
 }

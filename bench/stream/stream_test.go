@@ -171,3 +171,26 @@ func TestCalls(t *testing.T) {
 	require.False(t, calls(stack("runtime.memmove", "github.com/coder/agentstatsd/batcher.(*Batcher).Add"), drivers))
 	require.False(t, calls(stack(), drivers))
 }
+
+// TestGrowth has few series measured for a moment: each figure is there, once for each scrape.
+func TestGrowth(t *testing.T) {
+	run := new(figure.Run)
+	g := Growth{Series: 4000, Rounds: 1, Window: 300 * time.Millisecond}
+	require.NoError(t, MeasureGrowth(t.Context(), run, t.TempDir(), g))
+	positive := func(subject string, metrics ...string) {
+		for _, metric := range metrics {
+			values := run.Values(figure.Key{Section: GrowthSection, Case: "4000", Subject: subject, Metric: metric})
+			require.NotEmpty(t, values, "%s: %s", subject, metric)
+			require.Positive(t, values[0], "%s: %s", subject, metric)
+		}
+	}
+	positive(GrowthService, GrowthNew, GrowthHeap, GrowthReport, GrowthResident)
+	for _, subject := range GrowthSubjects {
+		positive(subject, AckP50, AckMax, Cores)
+		if subject != GrowthQuiet {
+			positive(subject, GrowthScrape)
+		}
+	}
+	require.Len(t, asks(GrowthShards), 4)
+	require.Equal(t, "3/4", asks(GrowthShards)[3].Shard)
+}
