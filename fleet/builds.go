@@ -66,7 +66,7 @@ func finished(w *workspace) (finishedBuild, bool) {
 		}
 		observed := reg.Observed()
 		e.mu.Lock()
-		s := observations.Startup(&e.state.newest, &observed)
+		s := observations.Startup(e.stateLocked(), &observed)
 		e.mu.Unlock()
 		if s.ReadyAt.IsZero() {
 			return finishedBuild{}, false

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"bytes"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,7 +13,7 @@ import (
 )
 
 // phase is where an agent is in its removal: see startRemoval.
-type phase int
+type phase uint8
 
 const (
 	phaseRegistered phase = iota
@@ -20,8 +21,12 @@ const (
 	phaseRemoved          // nothing of the entry is used any more
 )
 
-// entry is one registered agent. Its fields are grouped by the files whose code
-// writes them, and by the lock that guards them.
+// entry is one registered agent. Most agents have no session here, and many never had one
+// anywhere: what only others need is behind pointers.
+//
+//	unknown --a session or state is read--> past --Connect--> past and active
+//	   |                                     ^---------------scan-----/
+//	   \--Connect--> past and active
 type entry struct {
 	id agent.ID
 
@@ -29,34 +34,25 @@ type entry struct {
 
 	// reg is replaced under mu, never changed in place.
 	reg   atomic.Pointer[kept.Registration]
-	named naming // guarded by Fleet.mu
+	named *naming // shared; guarded by Fleet.mu
 
 	// requestMu is held while a request is handled, while a session opens and while
 	// the agent is removed. So a request is handled wholly before them, or not at all.
 	requestMu sync.Mutex
-	// Guarded by requestMu.
-
-	lastReport lastReport
-	unreported bool // it has reported nothing, in any session known here
 
 	mu sync.Mutex
 	// The rest is guarded by mu.
 
-	// The registry again.
-	phase     phase
 	workspace *workspace
-
-	sessions     sessions
-	metadataKeys []string      // request.go: sorted; of an agent whose template declares none
-	budget       budget.Budget // limits.go
-	traffic      Traffic       // traffic.go
-	state        state
-	presence     presence // presence.go: as last published
+	past      *history  // nil: no session of it is known, and no state
+	active    *activity // nil: nothing happens to it here
+	phase     phase
+	presence  presence // presence.go: as last published
 }
 
-// sessions are the sessions of an agent: session.go, sessions.go, outdated.go.
-type sessions struct {
-	live   *Session            // on this replica; nil: none
+// history is what is known of an agent that has, or had, sessions: session.go, sessions.go,
+// outdated.go.
+type history struct {
 	newest agent.SessionRecord // on any replica; zero: there never was one
 	// endedEpoch is that of the last session on this replica, which has ended, while newest
 	// is another replica's; 0: there was none.
@@ -64,11 +60,27 @@ type sessions struct {
 	// storedEpoch is the highest epoch known to be stored of its values. recordedEpoch is
 	// the highest one known to be stored of its sessions.
 	storedEpoch, recordedEpoch int64
-	lastSeen                   time.Time
-	endedAt                    time.Time   // since then the agent had no session, or has one; zero: it never had
-	instances                  []*instance // those without a session first, oldest first
-	seriesRetained             bool        // the series outlast the session, for a reconnect
-	unwritten                  uint8       // scans: see countUnwrittenLocked
+	// Nanoseconds since 1970; 0: never. endedAt is since when the agent had no session, or
+	// has one.
+	lastSeen, endedAt int64
+	traffic           Traffic     // traffic.go
+	lastReport        *lastReport // guarded by requestMu; nil: none was handled here
+	unreported        bool        // guarded by requestMu: it has reported nothing, in any session known here
+	seriesRetained    bool        // the series outlast the session, for a reconnect
+	unwritten         uint8       // scans: see countUnwrittenLocked
+
+	// While the agent is not active: its state and metadata keys.
+	state        kept.State
+	metadataKeys kept.Keys
+}
+
+// activity is what is needed of an agent that has a session here, or had one lately.
+type activity struct {
+	live         *Session      // nil: none
+	instances    []*instance   // those without a session first, oldest first
+	metadataKeys []string      // request.go: sorted; of an agent whose template declares none
+	budget       budget.Budget // limits.go
+	state        state
 }
 
 // state is the agent's state on its way to the database: request.go, write.go,
@@ -81,9 +93,97 @@ type state struct {
 }
 
 func newEntry(id agent.ID, reg *kept.Registration) *entry {
-	e := &entry{id: id, state: state{newest: agent.State{Agent: id}}}
+	e := &entry{id: id}
 	e.reg.Store(reg)
 	return e
+}
+
+// history returns a copy of what is known of the agent's sessions. The caller holds e.mu.
+func (e *entry) history() history {
+	if e.past == nil {
+		return history{}
+	}
+	return *e.past
+}
+
+// historyLocked returns what is known of the agent's sessions, to be changed.
+func (e *entry) historyLocked() *history {
+	if e.past == nil {
+		e.past = &history{}
+	}
+	return e.past
+}
+
+// activeLocked returns the agent's activity, to be changed.
+func (e *entry) activeLocked() *activity {
+	if e.active == nil {
+		past := e.historyLocked()
+		e.active = &activity{state: state{newest: past.state.Value(e.id)}, metadataKeys: past.metadataKeys.Value()}
+		past.state, past.metadataKeys = "", ""
+	}
+	return e.active
+}
+
+// releaseLocked releases the activity of an agent without a session here, if nothing of it
+// matters any more.
+func (e *entry) releaseLocked(now time.Time, limits *budget.Limits) {
+	a := e.active
+	if len(a.instances) > 0 || a.state.queued || len(a.state.pendingAcks) > 0 || !a.budget.IsUnused(now, limits) {
+		return
+	}
+	e.past.state, e.past.metadataKeys = kept.StateOf(&a.state.newest), kept.KeysOf(a.metadataKeys)
+	e.active = nil
+}
+
+// timeOf returns the time of nanoseconds since 1970; 0: the zero time.
+func timeOf(nanos int64) time.Time {
+	if nanos == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, nanos)
+}
+
+// liveLocked returns the agent's session here; nil: none.
+func (e *entry) liveLocked() *Session {
+	if e.active == nil {
+		return nil
+	}
+	return e.active.live
+}
+
+// instancesLocked returns a copy of the list of the instances that are known here.
+func (e *entry) instancesLocked() []*instance {
+	if e.active == nil {
+		return nil
+	}
+	return slices.Clone(e.active.instances)
+}
+
+// pendingAcksLocked returns a copy of the list of acks that wait for the agent's state.
+func (e *entry) pendingAcksLocked() []pendingAck {
+	if e.active == nil {
+		return nil
+	}
+	return slices.Clone(e.active.state.pendingAcks)
+}
+
+// stateLocked returns the agent's newest state, which must not be changed.
+func (e *entry) stateLocked() *agent.State {
+	if e.active != nil {
+		return &e.active.state.newest
+	}
+	s := agent.State{Agent: e.id}
+	if e.past != nil {
+		s = e.past.state.Value(e.id)
+	}
+	return &s
+}
+
+// forgetInstancesLocked forgets all instances, and acks that wait.
+func (e *entry) forgetInstancesLocked() {
+	if e.active != nil {
+		e.active.instances, e.active.state.pendingAcks = nil, nil
+	}
 }
 
 // registration returns a copy of the agent's registration.
@@ -91,7 +191,7 @@ func (e *entry) registration() *agent.Registration { return e.reg.Load().Value(e
 
 // registrationLocked returns the agent's registration, which must not be changed.
 func (e *entry) registrationLocked() *agent.Registration {
-	if s := e.sessions.live; s != nil {
+	if s := e.liveLocked(); s != nil {
 		return s.reg.Load()
 	}
 	return e.registration()

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/kept"
 )
 
 // followPause is the least time between two passes. Wrong tokens ask for passes, too.
@@ -261,7 +262,8 @@ func (f *Fleet) noteRecordedEpochs(records []agent.SessionRecord, revision int64
 func (e *entry) noteRecordedEpoch(epoch int64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.sessions.recordedEpoch = max(e.sessions.recordedEpoch, epoch)
+	past := e.historyLocked()
+	past.recordedEpoch = max(past.recordedEpoch, epoch)
 }
 
 // followStates applies the written states in the same way.
@@ -294,11 +296,15 @@ func (f *Fleet) applyState(e *entry, s *agent.State, now time.Time) (started boo
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	f.noteStoredEpochLocked(e, s.MaxEpoch())
-	if s.LifecycleOrder.Compare(e.state.newest.LifecycleOrder) > 0 {
-		e.state.lifecycleFrom = agent.Instance{}
+	newest := e.stateLocked()
+	if e.active != nil && s.LifecycleOrder.Compare(newest.LifecycleOrder) > 0 {
+		e.active.state.lifecycleFrom = agent.Instance{}
 	}
-	changed, started := e.state.newest.Merge(s)
-	e.dropForeignApps()
+	changed, started := newest.Merge(s)
+	e.dropForeignApps(newest)
+	if e.active == nil {
+		e.historyLocked().state = kept.StateOf(newest)
+	}
 	if changed {
 		f.supersedePendingLocked(e, s.MaxEpoch())
 		f.publishPresenceLocked(e, now)

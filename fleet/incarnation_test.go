@@ -151,7 +151,7 @@ func TestStateReadBeforeARemoval(t *testing.T) {
 		require.Empty(t, info.State.Startup)
 		e, err := r[0].entry(nid(1))
 		require.NoError(t, err)
-		require.Zero(t, e.sessions.newest)
+		require.Zero(t, e.history().newest)
 	})
 }
 
@@ -237,6 +237,6 @@ func TestNotificationsOfAnotherIncarnation(t *testing.T) {
 		notify(is)
 		require.True(t, closed(s.Done()))
 		require.Equal(t, EndTakeover, s.End())
-		require.Zero(t, e.sessions.newest.Incarnation)
+		require.Zero(t, e.history().newest.Incarnation)
 	})
 }

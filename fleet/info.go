@@ -59,7 +59,7 @@ func (f *Fleet) All(yield func(*agent.Registration, agent.Status) bool) {
 	var reg agent.Registration
 	for _, e := range order {
 		e.mu.Lock()
-		registered, status := e.phase == phaseRegistered, e.presence.status
+		registered, status := e.phase == phaseRegistered, e.presence.status.Value()
 		e.mu.Unlock()
 		if !registered {
 			continue
@@ -99,8 +99,8 @@ func (f *Fleet) Sessions(id agent.ID) (open *SessionDetails, before []SessionDet
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.sessions.live != nil {
-		details := e.sessions.live.details()
+	if live := e.liveLocked(); live != nil {
+		details := live.details()
 		open = &details
 	}
 	return open, f.ended.Of(id)
@@ -129,19 +129,20 @@ func (f *Fleet) Registration(id agent.ID) *agent.Registration {
 func (f *Fleet) info(e *entry) Info {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	remote := e.sessions.live == nil && f.connectedRemotelyLocked(e)
-	connected := e.sessions.live != nil || remote
+	live, past := e.liveLocked() != nil, e.history()
+	remote := !live && f.connectedRemotelyLocked(e)
+	connected := live || remote
 	reg := e.registrationLocked()
 	return Info{
 		Registration: reg,
 		Connected:    connected,
 		Remote:       remote,
-		Relayed:      connected && e.sessions.newest.Relayed,
+		Relayed:      connected && past.newest.Relayed,
 		Published:    e.presence.published,
-		Session:      e.sessions.newest,
-		Status:       e.presence.status,
-		LastSeen:     e.sessions.lastSeen,
-		State:        observations.State(&e.state.newest, &reg.Observed, e.presence.observed).Clone(),
+		Session:      past.newest,
+		Status:       e.presence.status.Value(),
+		LastSeen:     timeOf(past.lastSeen),
+		State:        observations.State(e.stateLocked(), &reg.Observed, e.presence.observed).Clone(),
 	}
 }
 

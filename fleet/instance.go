@@ -66,30 +66,32 @@ func (i *instance) confirmLocked(epoch int64) {
 
 // instanceLocked returns the instance, and whether it existed before.
 func (f *Fleet) instanceLocked(e *entry, id agent.Instance) (_ *instance, known bool) {
-	at := slices.IndexFunc(e.sessions.instances, func(i *instance) bool { return i.id == id })
+	a := e.activeLocked()
+	at := slices.IndexFunc(a.instances, func(i *instance) bool { return i.id == id })
 	if at >= 0 {
 		// The newest is the last: the first is dropped when there are too many.
-		i := e.sessions.instances[at]
-		e.sessions.instances = append(slices.Delete(e.sessions.instances, at, at+1), i)
+		i := a.instances[at]
+		a.instances = append(slices.Delete(a.instances, at, at+1), i)
 		return i, true
 	}
-	if len(e.sessions.instances) >= maxInstances {
+	if len(a.instances) >= maxInstances {
 		f.metrics.instancesDropped.Inc()
 		e.dropInstanceLocked(0)
 	}
 	i := &instance{Tracker: acks.New(f.metrics.summarized), id: id, fleet: f, entry: e}
-	e.sessions.instances = append(e.sessions.instances, i)
+	a.instances = append(a.instances, i)
 	return i, false
 }
 
 func (e *entry) dropInstanceLocked(at int) {
-	i := e.sessions.instances[at]
-	e.sessions.instances = slices.Delete(e.sessions.instances, at, at+1)
-	e.state.pendingAcks = slices.DeleteFunc(e.state.pendingAcks, func(p pendingAck) bool { return p.instance == i })
+	a := e.activeLocked()
+	i := a.instances[at]
+	a.instances = slices.Delete(a.instances, at, at+1)
+	a.state.pendingAcks = slices.DeleteFunc(a.state.pendingAcks, func(p pendingAck) bool { return p.instance == i })
 }
 
 func (e *entry) forgetInstanceLocked(i *instance) {
-	if at := slices.Index(e.sessions.instances, i); at >= 0 {
+	if at := slices.Index(e.instancesLocked(), i); at >= 0 {
 		e.dropInstanceLocked(at)
 	}
 }

@@ -35,7 +35,7 @@ func (r Request) SetLifecycle(l agent.Lifecycle, said int64) {
 			ended = claim.IsLate() && s.SetLateStartup(l, claim.Order)
 			return false
 		}
-		r.entry.state.lifecycleFrom = r.session.info.Instance
+		r.entry.activeLocked().state.lifecycleFrom = r.session.info.Instance
 		changed := s.SetLifecycle(l, claim.Order)
 		ended = changed && s.Startup.Result == l.State
 		return changed && notify
@@ -48,12 +48,13 @@ func (r Request) SetLifecycle(l agent.Lifecycle, said int64) {
 // claimLocked returns how the lifecycle is said.
 func (r Request) claimLocked(l agent.Lifecycle) agent.LifecycleClaim {
 	e, s := r.entry, r.session
-	known := e.state.newest.LifecycleOrder.Epoch
+	state := &e.activeLocked().state
+	known := state.newest.LifecycleOrder.Epoch
 	c := agent.LifecycleClaim{
 		Lifecycle: l, Order: r.order,
 		First: !s.saidLifecycle,
 		Own:   !s.hello.Relayed && s.hello.Ordinal == 1,
-		Same:  e.state.lifecycleFrom == s.info.Instance || s.hello.Epoch != 0 && s.hello.Epoch == known,
+		Same:  state.lifecycleFrom == s.info.Instance || s.hello.Epoch != 0 && s.hello.Epoch == known,
 	}
 	s.saidLifecycle = true
 	if s.hello.Relayed && c.IsLate() {

@@ -30,13 +30,14 @@ func (f *Fleet) Admit(id agent.ID) (retry time.Duration) {
 	now := time.Now()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if retry := cmp.Or(e.budget.PenaltyLeft(now), e.budget.Delay(now, f.opts.Load().limits())); retry > 0 {
+	b := &e.activeLocked().budget
+	if retry := cmp.Or(b.PenaltyLeft(now), b.Delay(now, f.opts.Load().limits())); retry > 0 {
 		f.metrics.sessionsRefused.Inc()
 		return retry
 	}
 	// An agent that keeps reconnecting is penalized like one that keeps sending. A
 	// delay applies to the first message of the session.
-	_, retry, reason := e.budget.Charge(now, f.opts.Load().limits(), budget.SessionMessages, 0)
+	_, retry, reason := b.Charge(now, f.opts.Load().limits(), budget.SessionMessages, 0)
 	f.countLimited(0, retry, reason)
 	return retry
 }
@@ -51,7 +52,11 @@ func (f *Fleet) RetryAfter(id agent.ID) time.Duration {
 	now := time.Now()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return max(e.budget.PenaltyLeft(now), e.budget.Delay(now, f.opts.Load().limits()))
+	if e.active == nil {
+		return 0
+	}
+	b := &e.active.budget
+	return max(b.PenaltyLeft(now), b.Delay(now, f.opts.Load().limits()))
 }
 
 // Charge charges the agent for a message of so many bytes that was received now, before it
@@ -62,12 +67,13 @@ func (s *Session) Charge(now time.Time, bytes int) (wait, retry time.Duration, r
 	f, e := s.fleet, s.entry
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.traffic.Messages++
-	e.traffic.Bytes += int64(bytes)
-	if retry := e.budget.PenaltyLeft(now); retry > 0 {
+	b, past := &e.activeLocked().budget, e.historyLocked()
+	past.traffic.Messages++
+	past.traffic.Bytes += int64(bytes)
+	if retry := b.PenaltyLeft(now); retry > 0 {
 		return 0, retry, true // counted when the penalty began
 	}
-	wait, retry, reason := e.budget.Charge(now, f.opts.Load().limits(), 1, bytes)
+	wait, retry, reason := b.Charge(now, f.opts.Load().limits(), 1, bytes)
 	f.countLimited(wait, retry, reason)
 	return wait, retry, false
 }
@@ -79,7 +85,7 @@ func (r Request) ChargeSeries(series int) {
 	}
 	r.entry.mu.Lock()
 	defer r.entry.mu.Unlock()
-	r.entry.budget.ChargeSeries(series)
+	r.entry.activeLocked().budget.ChargeSeries(series)
 }
 
 // Excess describes the limit that the agent exceeds, with its flags and the value.
@@ -90,7 +96,7 @@ func (f *Fleet) Excess(id agent.ID) string {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.budget.Excess(time.Now(), f.opts.Load().limits())
+	return e.activeLocked().budget.Excess(time.Now(), f.opts.Load().limits())
 }
 
 // ChargeRefused charges the agent for refused items of a message of so many bytes. It
@@ -111,7 +117,7 @@ func (f *Fleet) ChargeRefused(id agent.ID, items, bytes int) time.Duration {
 func (f *Fleet) chargeRefusedTo(e *entry, items, bytes int) time.Duration {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	retry := e.budget.ChargeRefused(time.Now(), f.opts.Load().limits(), items, bytes)
+	retry := e.activeLocked().budget.ChargeRefused(time.Now(), f.opts.Load().limits(), items, bytes)
 	f.countLimited(0, retry, budget.ReasonRefused)
 	return retry
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/kept"
 	"github.com/coder/agentstatsd/fleet/internal/ordered"
 )
 
@@ -48,16 +49,16 @@ func (f *Fleet) load(ctx context.Context) (registry, error) {
 	}
 	known := true
 	sessionsRead, err := f.store.EachSession(ctx, func(page []agent.SessionRecord) error {
-		now := time.Now()
+		now := time.Now().UnixNano()
 		for i := range page {
 			e := r.agents.Get(page[i].Agent)
 			if e == nil {
 				known = false
 				continue
 			}
-			e.sessions.newest = page[i]
-			e.sessions.recordedEpoch = page[i].Epoch
-			e.sessions.endedAt = now // as far as is known
+			past := e.historyLocked()
+			past.newest, past.recordedEpoch = page[i], page[i].Epoch
+			past.endedAt = now // as far as is known
 		}
 		return nil
 	})
@@ -75,12 +76,13 @@ func (f *Fleet) load(ctx context.Context) (registry, error) {
 				known = false
 				continue
 			}
-			e.state.newest = page[i]
+			past := e.historyLocked()
 			// Sessions are written behind: the state may be of a later one.
-			if last := page[i].MaxEpoch(); last > e.sessions.newest.Epoch {
-				e.sessions.newest = agent.SessionRecord{Agent: e.id, Epoch: last}
+			if last := page[i].MaxEpoch(); last > past.newest.Epoch {
+				past.newest = agent.SessionRecord{Agent: e.id, Epoch: last}
 			}
-			e.dropForeignApps()
+			e.dropForeignApps(&page[i])
+			past.state = kept.StateOf(&page[i])
 		}
 		return nil
 	})
@@ -91,9 +93,9 @@ func (f *Fleet) load(ctx context.Context) (registry, error) {
 		statesRead = 0
 	}
 	err = f.store.MetadataKeys(ctx, func(id agent.ID, keys []string) error {
-		if e := r.agents.Get(id); e != nil && len(e.registration().MetadataKeys) == 0 {
+		if e := r.agents.Get(id); e != nil && !e.reg.Load().HasMetadataKeys() {
 			slices.Sort(keys)
-			e.metadataKeys = keys
+			e.historyLocked().metadataKeys = kept.KeysOf(keys)
 		}
 		return nil
 	})
@@ -107,7 +109,7 @@ func (f *Fleet) load(ctx context.Context) (registry, error) {
 }
 
 func (f *Fleet) loadRegistrations(ctx context.Context) (r registry, revision int64, err error) {
-	named := naming{at: time.Now()} // when each was named last is not stored
+	named := &naming{at: time.Now()} // when each was named last is not stored
 	labelKeys := make(map[labelKey]struct{})
 	var all []*entry
 	revision, err = f.store.EachRegistration(ctx, func(page agent.Registrations) error {
@@ -150,16 +152,38 @@ func (f *Fleet) publishAll(r *registry) {
 
 // dropForeignApps drops the health of apps that are not registered, or registered as
 // disabled. The caller holds e.mu, or no other goroutine knows e.
-func (e *entry) dropForeignApps() {
-	if len(e.state.newest.AppHealth) == 0 {
+func (e *entry) dropForeignApps(s *agent.State) {
+	if len(s.AppHealth) == 0 {
 		return
 	}
 	apps := e.registration().Apps
-	for id := range e.state.newest.AppHealth {
+	for id := range s.AppHealth {
 		if !slices.ContainsFunc(apps, func(a agent.App) bool { return a.ID == id && a.Health != agent.AppHealthDisabled }) {
-			delete(e.state.newest.AppHealth, id)
-			delete(e.state.newest.AppHealthOrder, id)
+			delete(s.AppHealth, id)
+			delete(s.AppHealthOrder, id)
 		}
+	}
+}
+
+// dropForeignLocked drops what the agent said before it had its registration, and may not
+// say any more.
+func (e *entry) dropForeignLocked() {
+	if e.past == nil {
+		return
+	}
+	isDeclared := e.reg.Load().HasMetadataKeys()
+	if e.active != nil {
+		e.dropForeignApps(&e.active.state.newest)
+		if isDeclared {
+			e.active.metadataKeys = nil
+		}
+		return
+	}
+	s := e.stateLocked()
+	e.dropForeignApps(s)
+	e.past.state = kept.StateOf(s)
+	if isDeclared {
+		e.past.metadataKeys = ""
 	}
 }
 

@@ -24,6 +24,7 @@ type manyAgents struct {
 	n int
 	// apps of each agent; 0: from one to four.
 	apps int
+	own  bool // no two agents have apps of the same names
 	// before is true if each agent had a session and said its state.
 	before bool
 }
@@ -55,7 +56,11 @@ func (m *manyAgents) registration(n int) agent.Registration {
 		apps = 1 + n%4
 	}
 	for a := range apps {
-		reg.Apps = append(reg.Apps, agent.App{ID: numbered(6+a, n), Slug: text("app-%d", a), DisplayName: text("Application %d", a), Health: agent.AppHealthInitializing})
+		of := a
+		if m.own {
+			of = n*apps + a
+		}
+		reg.Apps = append(reg.Apps, agent.App{ID: numbered(6+a, n), Slug: text("app-%d", of), DisplayName: text("Application %d", of), Health: agent.AppHealthInitializing})
 	}
 	for k := range n % 10 {
 		reg.MetadataKeys = append(reg.MetadataKeys, text("%d_cpu_usage", k))
@@ -167,6 +172,43 @@ func (m *manyAgents) bytesEach(t require.TestingT) (each float64, f *Fleet) {
 	after := heap()
 	runtime.KeepAlive(f)
 	return float64(int64(after-before)) / float64(m.n), f
+}
+
+// An agent that never had a session takes some 500 bytes with its workspace, one that had
+// one some 820. What the limit counts is near that, whatever agents share.
+func TestRegistrationsTakeLittleMemory(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		of   manyAgents
+		most float64
+	}{
+		{"one app", manyAgents{apps: 1}, 650},
+		{"as usual", manyAgents{}, 650},
+		{"as usual, after a session", manyAgents{before: true}, 1000},
+		{"many apps", manyAgents{apps: 30}, 1200},
+		{"apps of their own", manyAgents{apps: 30, own: true}, 6000},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			c.of.n = 5000
+			each, f := c.of.bytesEach(t)
+			require.Less(t, each, c.most)
+			if estimated := float64(f.registry.bytes()) / float64(c.of.n); !c.of.before {
+				require.InEpsilon(t, each, estimated, 0.25)
+			}
+			requireZeroBytesWithoutAgents(t, f)
+		})
+	}
+}
+
+// requireZeroBytesWithoutAgents removes all agents.
+func requireZeroBytesWithoutAgents(t *testing.T, f *Fleet) {
+	var workspaces []agent.ID
+	for w := range f.registry.workspaces.All() {
+		workspaces = append(workspaces, w.reg.Load().ID)
+	}
+	_, err := f.Deregister(t.Context(), nil, workspaces)
+	require.NoError(t, err)
+	require.Zero(t, f.registry.bytes())
 }
 
 func BenchmarkRegistrations(b *testing.B) {

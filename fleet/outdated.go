@@ -42,8 +42,9 @@ import (
 func (f *Fleet) confirmSessions(e *entry, epoch int64, stored agent.SessionRecord) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.sessions.recordedEpoch = max(e.sessions.recordedEpoch, epoch, stored.Epoch)
-	for _, i := range slices.Clone(e.sessions.instances) {
+	past := e.historyLocked()
+	past.recordedEpoch = max(past.recordedEpoch, epoch, stored.Epoch)
+	for _, i := range e.instancesLocked() {
 		switch first := i.unconfirmed; {
 		case first == 0 || first > epoch:
 		case stored.Epoch < first || stored.Epoch == first && stored.Replica == f.self():
@@ -66,12 +67,13 @@ func (f *Fleet) supersede(i *instance, epoch int64) {
 
 func (f *Fleet) supersedeLocked(i *instance, epoch int64) {
 	e := i.entry
-	e.sessions.storedEpoch = max(e.sessions.storedEpoch, epoch)
+	past := e.historyLocked()
+	past.storedEpoch = max(past.storedEpoch, epoch)
 	e.forgetInstanceLocked(i)
 	if epoch != 0 && epoch < i.epoch {
 		f.raiseEpochLocked(e)
 	}
-	s := e.sessions.live
+	s := e.liveLocked()
 	switch {
 	case s == nil || s.instance != i:
 	case f.peers == nil:
@@ -87,12 +89,13 @@ func (f *Fleet) supersedeLocked(i *instance, epoch int64) {
 // this replica makes a closed record above it, which ends sessions with lower epochs on all
 // replicas. Their agents reconnect with epochs above it.
 func (f *Fleet) raiseEpochLocked(e *entry) {
-	if f.peers == nil || e.sessions.newest.Replica == f.self() || e.phase != phaseRegistered {
+	past := e.historyLocked()
+	if f.peers == nil || past.newest.Replica == f.self() || e.phase != phaseRegistered {
 		return
 	}
-	e.sessions.newest = agent.SessionRecord{
-		Agent: e.id, Epoch: agent.NextEpoch(time.Unix(0, 0), e.sessions.newest.Epoch, f.self()), Replica: f.self(),
-		Reported: e.sessions.newest.Reported, // others retain no series from before that report
+	past.newest = agent.SessionRecord{
+		Agent: e.id, Epoch: agent.NextEpoch(time.Unix(0, 0), past.newest.Epoch, f.self()), Replica: f.self(),
+		Reported: past.newest.Reported, // others retain no series from before that report
 	}
 	f.queueSessionLocked(e)
 	f.publishPresenceLocked(e, time.Now())
@@ -102,7 +105,7 @@ func (f *Fleet) raiseEpochLocked(e *entry) {
 // parts in memory. The replaced values will never be written, so no ack may wait for
 // the next write. Instances that sent them under a lower epoch must send them again.
 func (f *Fleet) supersedePendingLocked(e *entry, epoch int64) {
-	for _, ack := range slices.Clone(e.state.pendingAcks) {
+	for _, ack := range e.pendingAcksLocked() {
 		if ack.epoch < epoch {
 			f.supersedeLocked(ack.instance, epoch)
 		}
@@ -117,11 +120,12 @@ func (f *Fleet) supersedeByFirst(w stateWrite, stored int64) {
 	e := w.entry
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, ack := range slices.Concat(w.pendingAcks, e.state.pendingAcks) {
+	for _, ack := range slices.Concat(w.pendingAcks, e.pendingAcksLocked()) {
 		f.supersedeLocked(ack.instance, stored)
 	}
-	e.sessions.storedEpoch = max(e.sessions.storedEpoch, stored)
-	e.state.newest, e.state.lifecycleFrom = agent.State{Agent: e.id}, agent.Instance{}
+	past, a := e.historyLocked(), e.activeLocked()
+	past.storedEpoch = max(past.storedEpoch, stored)
+	a.state.newest, a.state.lifecycleFrom = agent.State{Agent: e.id}, agent.Instance{}
 	f.rereadStates.Store(true)
 	if f.peers != nil {
 		f.peers.wakeFollower()
@@ -130,7 +134,7 @@ func (f *Fleet) supersedeByFirst(w stateWrite, stored int64) {
 
 // endOutdatedLocked ends the session of a forgotten instance.
 func (f *Fleet) endOutdatedLocked(e *entry) {
-	s := e.sessions.live
+	s := e.liveLocked()
 	f.endSessionLocked(s, EndOutdated)
 	f.closeSeriesLocked(e, s.info.Epoch, false)
 	f.publishPresenceLocked(e, time.Now())
@@ -142,10 +146,10 @@ func (f *Fleet) endOutdatedLocked(e *entry) {
 func (f *Fleet) checkSuspects(suspects []*entry) {
 	for _, e := range suspects {
 		e.mu.Lock()
-		if s := e.sessions.live; s != nil && !slices.Contains(e.sessions.instances, s.instance) {
+		if s := e.liveLocked(); s != nil && !slices.Contains(e.instancesLocked(), s.instance) {
 			f.endOutdatedLocked(e)
 		}
-		if e.sessions.unwritten >= unwrittenScans && f.isUnwrittenLocked(e) {
+		if e.history().unwritten >= unwrittenScans && f.isUnwrittenLocked(e) {
 			f.raiseEpochLocked(e)
 		}
 		e.mu.Unlock()
@@ -162,10 +166,11 @@ const unwrittenScans = 15
 // it. That one ends when this replica raises the epoch: see checkSuspects.
 func (f *Fleet) countUnwrittenLocked(e *entry) {
 	switch {
+	case e.past == nil:
 	case !f.isUnwrittenLocked(e):
-		e.sessions.unwritten = 0
-	case e.sessions.unwritten < unwrittenScans:
-		e.sessions.unwritten++
+		e.past.unwritten = 0
+	case e.past.unwritten < unwrittenScans:
+		e.past.unwritten++
 	default:
 		f.peers.addSuspects(e)
 	}
@@ -174,16 +179,20 @@ func (f *Fleet) countUnwrittenLocked(e *entry) {
 // isUnwrittenLocked returns whether the newest session is known from notifications
 // only, and its replica is gone.
 func (f *Fleet) isUnwrittenLocked(e *entry) bool {
-	newest := &e.sessions.newest
-	return newest.Epoch > e.sessions.recordedEpoch && f.peers != nil && newest.Replica != f.self() &&
+	if e.past == nil {
+		return false
+	}
+	newest := &e.past.newest
+	return newest.Epoch > e.past.recordedEpoch && f.peers != nil && newest.Replica != f.self() &&
 		f.peers.shares.Member() && !f.peers.replicas.Live(newest.Replica)
 }
 
 // noteStoredEpochLocked notes that the database has a value of the agent with this
 // epoch. A session with a lower epoch ends.
 func (f *Fleet) noteStoredEpochLocked(e *entry, epoch int64) {
-	e.sessions.storedEpoch = max(e.sessions.storedEpoch, epoch)
-	if s := e.sessions.live; s != nil && s.info.Epoch < epoch {
+	past := e.historyLocked()
+	past.storedEpoch = max(past.storedEpoch, epoch)
+	if s := e.liveLocked(); s != nil && s.info.Epoch < epoch {
 		e.forgetInstanceLocked(s.instance)
 		f.endOutdatedLocked(e)
 	}

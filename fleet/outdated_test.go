@@ -117,14 +117,14 @@ func TestAcksWaitForTheSession(t *testing.T) {
 	require.Equal(t, Progress{Received: 4, Durable: 4}, s.Progress())
 	s = connectTo(t, p, 1, hello(1, 3))
 	say(s, 5)
-	record := e.sessions.newest
+	record := e.history().newest
 	s = connectTo(t, p, 1, hello(1, 4))
 	say(s, 6)
 	require.NoError(t, p.writeStates(t.Context()))
 	p.confirmSessions(e, record.Epoch, agent.SessionRecord{Epoch: record.Epoch - 1})
 	require.Equal(t, Progress{Received: 6, Durable: 4}, s.Progress())
 	// Its answer was lost: this replica's own record is there.
-	p.confirmSessions(e, e.sessions.newest.Epoch, record)
+	p.confirmSessions(e, e.history().newest.Epoch, record)
 	require.Equal(t, Progress{Received: 6, Durable: 6}, s.Progress())
 
 	// It may have overlooked a session between its two, as its own record is all that it reads.
@@ -132,7 +132,7 @@ func TestAcksWaitForTheSession(t *testing.T) {
 	say(s, 7)
 	s = connectTo(t, p, 1, hello(1, 6))
 	require.NoError(t, p.writeStates(t.Context()))
-	p.confirmSessions(e, e.sessions.newest.Epoch, e.sessions.newest)
+	p.confirmSessions(e, e.history().newest.Epoch, e.history().newest)
 	require.NoError(t, p.follow(t.Context()))
 	require.True(t, closed(s.Done()))
 	require.Equal(t, EndOutdated, s.End())

@@ -204,7 +204,7 @@ func (p *peers) drainMessages() [][]byte {
 		records := make([]agent.SessionRecord, 0, len(part))
 		for _, e := range part {
 			e.mu.Lock()
-			record, stays := e.sessions.newest, e.phase == phaseRegistered
+			record, stays := e.history().newest, e.phase == phaseRegistered
 			record.Incarnation = e.reg.Load().Incarnation
 			e.mu.Unlock()
 			if stays && record.Replica == self {

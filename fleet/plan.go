@@ -117,10 +117,13 @@ func keepKnown(r *registry, agents []agent.Registration) []agent.Registration {
 		if len(reg.MetadataKeys) == 0 {
 			reg.MetadataKeys = known.MetadataKeys()
 		}
-		observed := known.Observed()
-		e.mu.Lock()
-		reg.Observed = observations.Keep(&observed, &reg.Observed, &e.state.newest, e.sessions.live != nil || e.presence.connection.remote, e.sessions.endedAt)
-		e.mu.Unlock()
+		if observed := known.Observed(); reg.Observed.At.After(observed.At) {
+			e.mu.Lock()
+			reg.Observed = observations.Keep(&observed, &reg.Observed, e.stateLocked(), e.liveLocked() != nil || e.presence.remote, timeOf(e.history().endedAt))
+			e.mu.Unlock()
+		} else {
+			reg.Observed = observed // Keep would, too
+		}
 		if reg.Equal(&said[i]) {
 			continue
 		}

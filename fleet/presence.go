@@ -21,7 +21,7 @@ type up struct {
 	labels *kept.Workspace
 	// local and remote count the agents that are connected to this replica, and to
 	// others; observed those that coderd saw connected elsewhere.
-	local, remote, observed int
+	local, remote, observed int32
 }
 
 // connection says where an agent counts as connected.
@@ -39,7 +39,7 @@ func (w *workspace) labels() *kept.Workspace {
 }
 
 // addConnected adds n to the connected agents of the workspace.
-func (f *Fleet) addConnected(at connection, n int) {
+func (f *Fleet) addConnected(at connection, n int32) {
 	w := at.workspace
 	if w == nil {
 		return
@@ -99,7 +99,7 @@ func (f *Fleet) publishUpLocked(w *workspace) {
 	var series []agent.Series
 	if f.publishes(w.up.labels, connected > 0, w.up.remote > 0) {
 		opts, labels := f.opts.Load(), w.up.labels.Value()
-		series = families.Up(&labels, connected, opts.UpTemplateVersion)
+		series = families.Up(&labels, int(connected), opts.UpTemplateVersion)
 		if opts.WorkspaceInfo {
 			series = append(series, families.Info(&labels))
 		}
@@ -112,15 +112,15 @@ func (f *Fleet) publishUpLocked(w *workspace) {
 // of what they are computed from, before e.mu is released.
 func (f *Fleet) publishPresenceLocked(e *entry, now time.Time) {
 	next := f.presenceLocked(e, now)
-	if e.presence.connection != next.connection {
-		f.addConnected(e.presence.connection, -1)
-		f.addConnected(next.connection, 1)
+	if was, is := e.presence.connection(), next.connection(); was != is {
+		f.addConnected(was, -1)
+		f.addConnected(is, 1)
 	}
 	statusChanged := e.presence.status != next.status
 	e.presence = next
 	if next.published {
 		reg := e.registrationLocked()
-		f.setState(agent.SeriesKey{ID: e.id}, families.Agent(reg, observations.State(&e.state.newest, &reg.Observed, next.observed), next.status))
+		f.setState(agent.SeriesKey{ID: e.id}, families.Agent(reg, observations.State(e.stateLocked(), &reg.Observed, next.observed), next.status.Value()))
 	} else {
 		f.setState(agent.SeriesKey{ID: e.id}, nil)
 	}
@@ -131,25 +131,36 @@ func (f *Fleet) publishPresenceLocked(e *entry, now time.Time) {
 
 // presence is the status of an agent and how this replica publishes it.
 type presence struct {
-	status     agent.Status
-	connection connection
-	published  bool
-	observed   bool // what coderd saw counts
+	workspace *workspace // in which it counts as connected; nil: it is not connected
+	status    kept.Status
+	remote    bool // it is connected to another replica
+	observed  bool // what coderd saw counts
+	published bool
+}
+
+func (p *presence) connection() connection {
+	if p.workspace == nil {
+		return connection{}
+	}
+	return connection{p.workspace, p.remote, p.observed}
 }
 
 func (f *Fleet) presenceLocked(e *entry, now time.Time) presence {
 	registered := e.phase == phaseRegistered
-	local := registered && e.sessions.live != nil
+	local := registered && e.liveLocked() != nil
+	past := e.history()
 	remote := registered && !local && f.connectedRemotelyLocked(e)
 	reg := e.reg.Load()
 	_, observedAt := reg.ObservedStatus()
 	s := presence{
+		remote:    remote,
 		published: registered && f.publishes(e.workspace.labels(), local, remote),
-		observed:  registered && !local && !remote && observations.Counts(observedAt, e.sessions.endedAt, now),
+		observed:  registered && !local && !remote && observations.Counts(observedAt, timeOf(past.endedAt), now),
 	}
-	s.status = observations.Status(reg, local || remote, e.sessions.newest.Epoch != 0, s.observed, now)
-	if s.status == agent.StatusConnected {
-		s.connection = connection{e.workspace, remote, s.observed}
+	status := observations.Status(reg, local || remote, past.newest.Epoch != 0, s.observed, now)
+	s.status = kept.StatusOf(status)
+	if status == agent.StatusConnected {
+		s.workspace = e.workspace
 	}
 	return s
 }

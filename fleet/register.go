@@ -224,11 +224,13 @@ func (f *Fleet) startRemoval(p *plan) []*entry {
 			e.requestMu.Lock()
 			e.mu.Lock()
 			e.phase = phaseRemoving
-			if e.sessions.live != nil {
-				f.endSessionLocked(e.sessions.live, end)
+			if live := e.liveLocked(); live != nil {
+				f.endSessionLocked(live, end)
 			}
 			f.publishPresenceLocked(e, time.Now())
-			e.sessions.seriesRetained = false
+			if e.past != nil {
+				e.past.seriesRetained = false
+			}
 			e.mu.Unlock()
 			f.series.Remove(id)
 			f.pending.Remove(id)
@@ -246,10 +248,10 @@ func (f *Fleet) abortRemoval(entries []*entry) {
 	for _, e := range entries {
 		e.mu.Lock()
 		e.phase = phaseRegistered
-		if f.peers != nil && e.sessions.newest.Epoch != 0 && e.sessions.newest.Replica == f.self() {
+		if newest := e.history().newest; f.peers != nil && newest.Epoch != 0 && newest.Replica == f.self() {
 			f.queueSessionLocked(e)
 		}
-		e.sessions.instances, e.state.pendingAcks = nil, nil
+		e.forgetInstancesLocked()
 		f.publishPresenceLocked(e, time.Now())
 		e.mu.Unlock()
 	}
@@ -260,7 +262,8 @@ func (f *Fleet) abortRemoval(entries []*entry) {
 func (f *Fleet) commit(p *plan, entries []*entry) int {
 	for _, e := range entries {
 		e.mu.Lock()
-		e.phase, e.sessions.instances, e.state.pendingAcks = phaseRemoved, nil, nil
+		e.phase = phaseRemoved
+		e.forgetInstancesLocked()
 		e.mu.Unlock()
 		f.queue.Remove(e)
 		f.departed.Note(e.registration(), time.Now())
@@ -274,7 +277,7 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 	f.mu.Lock()
 	r := &f.registry
 	r.revision++
-	named := naming{r.revision, time.Now()}
+	named := &naming{r.revision, time.Now()}
 	for _, e := range entries {
 		r.addUnbuilt(r.workspaces.Get(e.reg.Load().Workspace.ID), labelKeys)
 	}
@@ -392,14 +395,11 @@ func (f *Fleet) replaceLocked(e *entry, old *kept.Registration, reg *agent.Regis
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.reg.Store(next)
-	if s := e.sessions.live; s != nil {
+	if s := e.liveLocked(); s != nil {
 		s.reg.Store(e.registration())
 	}
 	e.workspace = to
-	e.dropForeignApps()
-	if len(reg.MetadataKeys) > 0 {
-		e.metadataKeys = nil
-	}
+	e.dropForeignLocked()
 }
 
 // revoke ends the session that was opened while the agent had another token.
@@ -408,7 +408,7 @@ func (e *entry) revoke(f *Fleet) {
 	defer e.requestMu.Unlock()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if s := e.sessions.live; s != nil && s.token != noToken && s.token != e.reg.Load().TokenHash {
+	if s := e.liveLocked(); s != nil && s.token != noToken && s.token != e.reg.Load().TokenHash {
 		f.endSessionLocked(s, EndRevoked)
 		f.closeSeriesLocked(e, s.info.Epoch, true)
 	}

@@ -23,8 +23,10 @@ type registry struct {
 	agents     *index.Table[agent.ID, entry]
 	tokens     *index.Table[[32]byte, entry]
 	workspaces *index.Table[agent.ID, workspace]
-	// byLabels has the first workspace of each label key. Others follow it.
+	// byLabels has the first workspace of each label key. next has those that follow another
+	// one: few have the labels of another.
 	byLabels *index.Table[labelKey, workspace]
+	next     map[*workspace]*workspace
 	// templates counts the workspaces of each template that has any.
 	templates map[durations.Template]int
 	// order lists the agents by id. It is replaced, never changed in place:
@@ -49,9 +51,8 @@ type naming struct {
 type workspace struct {
 	// reg is replaced under Fleet.mu, never changed in place.
 	reg      atomic.Pointer[kept.Workspace]
-	named    naming
+	named    *naming // shared
 	agents   []*entry
-	next     *workspace // with equal labels, in registry.byLabels
 	up       up
 	observed atomic.Pointer[agent.ID] // the last build that is recorded as observed
 }
@@ -62,6 +63,7 @@ func newRegistry() registry {
 		tokens:     index.New(func(e *entry) [32]byte { return e.reg.Load().TokenHash }),
 		workspaces: index.New(func(w *workspace) agent.ID { return w.reg.Load().ID }),
 		byLabels:   index.New(func(w *workspace) labelKey { return labelKeyOf(w.reg.Load()) }),
+		next:       make(map[*workspace]*workspace),
 		templates:  make(map[durations.Template]int),
 		texts:      kept.NewTexts(),
 	}
@@ -89,7 +91,8 @@ func (r *registry) putWorkspace(w agent.Workspace, labelKeys map[labelKey]struct
 	r.keptBytes += reg.Bytes()
 	key := labelKeyOf(reg)
 	if first := r.byLabels.Get(key); first != nil {
-		first.next, existing.next = existing, first.next
+		r.follow(existing, r.next[first])
+		r.follow(first, existing)
 	} else {
 		r.byLabels.Put(existing)
 	}
@@ -110,14 +113,14 @@ func (r *registry) dropLabelKey(w *workspace, labelKeys map[labelKey]struct{}) {
 	key := labelKeyOf(w.reg.Load())
 	labelKeys[key] = struct{}{}
 	if first := r.byLabels.Get(key); first != w {
-		for first.next != w {
-			first = first.next
+		for r.next[first] != w {
+			first = r.next[first]
 		}
-		first.next = w.next
-	} else if r.byLabels.Delete(key); w.next != nil {
-		r.byLabels.Put(w.next)
+		r.follow(first, r.next[w])
+	} else if r.byLabels.Delete(key); r.next[w] != nil {
+		r.byLabels.Put(r.next[w])
 	}
-	w.next = nil
+	r.follow(w, nil)
 	value := w.reg.Load().Value()
 	template := durations.TemplateOf(&value)
 	if r.templates[template]--; r.templates[template] == 0 {
@@ -167,9 +170,18 @@ func (r *registry) removeToken(e *entry) {
 	}
 }
 
+// follow has next follow w; nil: none does.
+func (r *registry) follow(w, next *workspace) {
+	if next == nil {
+		delete(r.next, w)
+	} else {
+		r.next[w] = next
+	}
+}
+
 // withLabels appends the workspaces with these labels to a list.
 func (r *registry) withLabels(list []*workspace, key labelKey) []*workspace {
-	for w := r.byLabels.Get(key); w != nil; w = w.next {
+	for w := r.byLabels.Get(key); w != nil; w = r.next[w] {
 		list = append(list, w)
 	}
 	return list

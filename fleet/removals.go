@@ -25,7 +25,7 @@ type scope struct {
 	force    bool
 }
 
-func (s *scope) covers(n naming) bool {
+func (s *scope) covers(n *naming) bool {
 	return n.revision <= s.revision && (s.readAt.IsZero() || n.at.Before(s.readAt))
 }
 

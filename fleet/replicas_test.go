@@ -71,7 +71,7 @@ func TestNotifications(t *testing.T) {
 		// What is late says nothing new.
 		e, err := r[0].entry(nid(1))
 		require.NoError(t, err)
-		open := e.sessions.newest
+		open := e.history().newest
 		s.Close(EndGoodbye)
 		awaitReplicas()
 		r[1].handleNotification(notification.Encode(notification.Sessions, replicaID(0), []agent.SessionRecord{open}))
@@ -99,7 +99,7 @@ func TestSessionBeforeRegistration(t *testing.T) {
 		for _, p := range r {
 			e, err := p.entry(nid(2))
 			require.NoError(t, err)
-			require.Equal(t, int64(1<<60), e.sessions.newest.Epoch)
+			require.Equal(t, int64(1<<60), e.history().newest.Epoch)
 		}
 	})
 }
@@ -464,7 +464,7 @@ func TestNotificationsAreParsed(t *testing.T) {
 	p.Join(at, at)
 	e, err := p.entry(nid(1))
 	require.NoError(t, err)
-	e.sessions.newest = agent.SessionRecord{Agent: nid(1), Epoch: 1 << 60, Replica: replicaID(1), Open: true, Reported: true}
+	e.historyLocked().newest = agent.SessionRecord{Agent: nid(1), Epoch: 1 << 60, Replica: replicaID(1), Open: true, Reported: true}
 	p.peers.outbox.AddSessions(e)
 	for range 2 {
 		p.peers.notify(notification.Registrations)
@@ -480,7 +480,7 @@ func TestNotificationsAreParsed(t *testing.T) {
 		require.Equal(t, kind, got)
 		require.Equal(t, replicaID(1), from)
 		if kind == notification.Sessions {
-			want := e.sessions.newest
+			want := e.history().newest
 			want.Incarnation = e.reg.Load().Incarnation
 			require.NotZero(t, want.Incarnation)
 			require.Equal(t, []agent.SessionRecord{want}, records)
@@ -496,7 +496,7 @@ func TestNotificationsAreParsed(t *testing.T) {
 	// As many as fit.
 	for n := range notification.MaxRecords + 1 {
 		other := newEntry(nid(n), &kept.Registration{})
-		other.sessions.newest = agent.SessionRecord{Agent: nid(n), Replica: replicaID(1)}
+		other.historyLocked().newest = agent.SessionRecord{Agent: nid(n), Replica: replicaID(1)}
 		p.peers.outbox.AddSessions(other)
 	}
 	payloads = p.peers.drainMessages()

@@ -118,14 +118,15 @@ func (e *entry) admitKeyLocked(key string, limit int) bool {
 	if key == "" || len(key) > agent.MaxMetadataKeyBytes || strings.IndexByte(key, 0) >= 0 {
 		return true
 	}
-	i, found := slices.BinarySearch(e.metadataKeys, key)
+	a := e.activeLocked()
+	i, found := slices.BinarySearch(a.metadataKeys, key)
 	if found {
 		return true
 	}
-	if len(e.metadataKeys) >= limit {
+	if len(a.metadataKeys) >= limit {
 		return false
 	}
-	e.metadataKeys = slices.Insert(e.metadataKeys, i, strings.Clone(key))
+	a.metadataKeys = slices.Insert(a.metadataKeys, i, strings.Clone(key))
 	return true
 }
 
@@ -165,14 +166,15 @@ func (r Request) changeState(change func(*agent.State) (notify bool)) {
 	e := r.entry
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	notify := change(&e.state.newest)
+	state := &e.activeLocked().state
+	notify := change(&state.newest)
 	r.fleet.publishPresenceLocked(e, r.now)
 	if notify {
 		r.fleet.watchers.Notify(e.id)
 	}
 	e.addPendingAckLocked(r.instance, r.order)
-	if !e.state.queued {
-		e.state.queued = true
+	if !state.queued {
+		state.queued = true
 		r.fleet.queue.AddState(e)
 	}
 }
@@ -186,9 +188,10 @@ type pendingAck struct {
 }
 
 func (e *entry) addPendingAckLocked(i *instance, order agent.Order) {
-	if slices.ContainsFunc(e.state.pendingAcks, func(p pendingAck) bool { return p.instance == i }) {
+	state := &e.activeLocked().state
+	if slices.ContainsFunc(state.pendingAcks, func(p pendingAck) bool { return p.instance == i }) {
 		return
 	}
 	i.AddPending(order.Sequence)
-	e.state.pendingAcks = append(e.state.pendingAcks, pendingAck{i, order.Sequence, order.Epoch})
+	state.pendingAcks = append(state.pendingAcks, pendingAck{i, order.Sequence, order.Epoch})
 }

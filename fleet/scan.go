@@ -43,7 +43,7 @@ func (f *Fleet) scan(now time.Time) {
 }
 
 func (f *Fleet) scanLocked(e *entry, now time.Time) {
-	if s := e.sessions.live; s != nil && !s.ageAt.IsZero() && !now.Before(s.ageAt) {
+	if s := e.liveLocked(); s != nil && !s.ageAt.IsZero() && !now.Before(s.ageAt) {
 		switch {
 		case s.closeAt.IsZero():
 			s.closeAt = now.Add(f.opts.Load().SessionGrace)
@@ -54,8 +54,8 @@ func (f *Fleet) scanLocked(e *entry, now time.Time) {
 			f.closeSeriesLocked(e, s.info.Epoch, false)
 		}
 	}
-	for i := 0; i < len(e.sessions.instances); {
-		detachedAt := e.sessions.instances[i].detachedAt
+	for i := 0; e.active != nil && i < len(e.active.instances); {
+		detachedAt := e.active.instances[i].detachedAt
 		if detachedAt.IsZero() || now.Sub(detachedAt) < f.opts.Load().InstanceRetention {
 			i++
 			continue
@@ -65,10 +65,13 @@ func (f *Fleet) scanLocked(e *entry, now time.Time) {
 	if e.phase != phaseRegistered {
 		return
 	}
-	if f.peers != nil && !f.peers.shares.Member() && e.sessions.live == nil {
+	if f.peers != nil && !f.peers.shares.Member() && e.liveLocked() == nil {
 		f.dropRetainedSeriesLocked(e)
 	}
 	f.countUnwrittenLocked(e)
+	if e.active != nil && e.active.live == nil {
+		e.releaseLocked(now, f.opts.Load().limits())
+	}
 	if f.presenceLocked(e, now) != e.presence {
 		f.publishPresenceLocked(e, now)
 	}

@@ -66,7 +66,7 @@ func (w *stateWorld) checkSeries(t require.TestingT) {
 				n++
 			}
 		}
-		require.Equal(t, n, ws.up.local)
+		require.EqualValues(t, n, ws.up.local)
 	}
 }
 

@@ -61,7 +61,7 @@ func TestStatesUnderConcurrentChanges(t *testing.T) {
 	cancel()
 	w := &stateWorld{parts: p, online: map[agent.ID]bool{}, seen: map[agent.ID]bool{}}
 	for _, e := range p.registry.order {
-		w.online[e.id], w.seen[e.id] = e.sessions.live != nil, e.sessions.newest.Epoch != 0
+		w.online[e.id], w.seen[e.id] = e.liveLocked() != nil, e.history().newest.Epoch != 0
 	}
 	w.checkSeries(t)
 }

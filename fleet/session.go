@@ -96,9 +96,10 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 		return nil, err
 	}
 	now := time.Now()
-	e.sessions.lastSeen = now
-	if e.sessions.live != nil {
-		f.endSessionLocked(e.sessions.live, EndTakeover)
+	a, past := e.activeLocked(), e.historyLocked()
+	past.lastSeen = now.UnixNano()
+	if a.live != nil {
+		f.endSessionLocked(a.live, EndTakeover)
 	}
 	i, known := f.instanceLocked(e, hello.Instance)
 	moved, remembered := f.mayHaveMovedLocked(e, i.ordinal, hello.Ordinal), known
@@ -111,12 +112,12 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 	i.ordinal = hello.Ordinal
 	reg := e.reg.Load()
 	// What it reported to another replica was counted there.
-	e.unreported = (e.unreported || e.sessions.newest.Epoch == 0) && !moved
+	past.unreported = (past.unreported || past.newest.Epoch == 0) && !moved
 	first := hello.Ordinal == 1 && !known
 	if hello.Relayed {
-		first = e.unreported && !moved
+		first = past.unreported && !moved
 	}
-	wasRelayed := e.sessions.newest.Relayed
+	wasRelayed := past.newest.Relayed
 	order := f.assignEpochLocked(e, &hello)
 	i.epoch = order.Epoch
 	if f.peers != nil {
@@ -144,7 +145,7 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 		s.ageAt = now.Add(age - age/10 + time.Duration(f.opts.Load().Random()*float64(age/5)))
 	}
 	s.reg.Store(e.registration())
-	e.sessions.live = s
+	a.live = s
 	i.detachedAt = time.Time{}
 	s.resume = i.Attach(&s.stream, hello.Durable)
 	f.metrics.sessions.Inc()
@@ -165,12 +166,13 @@ const maxEpochAhead = time.Hour
 func (f *Fleet) assignEpochLocked(e *entry, hello *Hello) agent.Order {
 	sent := hello.Epoch
 	now := f.opts.Load().Now()
-	last := max(e.sessions.newest.Epoch, e.sessions.storedEpoch)
-	previous := e.sessions.newest.Epoch
+	past := e.historyLocked()
+	last := max(past.newest.Epoch, past.storedEpoch)
+	previous := past.newest.Epoch
 	if sent != 0 && sent < now.Add(maxEpochAhead).UnixNano() {
 		last, previous = max(last, sent), sent
 	}
-	e.sessions.newest = agent.SessionRecord{
+	past.newest = agent.SessionRecord{
 		Agent:   e.id,
 		Epoch:   agent.NextEpoch(now, last, f.self()),
 		Replica: f.self(),
@@ -178,9 +180,9 @@ func (f *Fleet) assignEpochLocked(e *entry, hello *Hello) agent.Order {
 		Relayed: hello.Relayed,
 	}
 	f.queueSessionLocked(e)
-	order := agent.Order{Epoch: e.sessions.newest.Epoch}
+	order := agent.Order{Epoch: past.newest.Epoch}
 	if f.peers != nil {
-		order.Basis, order.Previous = max(e.sessions.recordedEpoch, 1), previous
+		order.Basis, order.Previous = max(past.recordedEpoch, 1), previous
 	}
 	return order
 }
@@ -190,7 +192,7 @@ func (f *Fleet) endSessionLocked(s *Session, end End) {
 	details := s.details()
 	details.End, details.EndedAt = string(end), time.Now()
 	f.ended.Add(s.entry.id, details)
-	s.entry.sessions.live, s.entry.sessions.endedAt = nil, details.EndedAt
+	s.entry.activeLocked().live, s.entry.historyLocked().endedAt = nil, details.EndedAt.UnixNano()
 	f.closeRecordLocked(s.entry, s.info.Epoch)
 	s.end = end
 	close(s.done)
@@ -241,7 +243,7 @@ func (s *Session) Close(end End) {
 	e := s.entry
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.sessions.live != s {
+	if e.liveLocked() != s {
 		s.instance.Detach(&s.stream)
 		return
 	}
@@ -259,9 +261,9 @@ func (s *Session) Receive(now time.Time, sequence int64, handle func(Request)) e
 	e.requestMu.Lock()
 	defer e.requestMu.Unlock()
 	e.mu.Lock()
-	live := e.sessions.live == s
+	live := e.liveLocked() == s
 	if live {
-		e.sessions.lastSeen = now
+		e.past.lastSeen = now.UnixNano()
 	}
 	e.mu.Unlock()
 	if !live {

@@ -114,8 +114,8 @@ func TestInstancesAreBounded(t *testing.T) {
 		require.NoError(t, s.Receive(time.Now(), int64(n)+1, func(r Request) { r.SetNetwork(agent.Network{NodeID: uint64(n)}, 0) }))
 	}
 	e := p.registry.agents.Get(nid(1))
-	require.Len(t, e.sessions.instances, maxInstances)
-	require.Len(t, e.state.pendingAcks, maxInstances)
+	require.Len(t, e.active.instances, maxInstances)
+	require.Len(t, e.active.state.pendingAcks, maxInstances)
 	require.Equal(t, []string{"2"}, metric(t, p, "agentstatsd_instances_dropped_total"))
 	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(3), Ordinal: 2})
 	require.NoError(t, err)

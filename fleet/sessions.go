@@ -21,10 +21,11 @@ func (f *Fleet) queueSessionLocked(e *entry) {
 // closeRecordLocked records the end of the session with the epoch. A replica that is
 // alone needs no record of it.
 func (f *Fleet) closeRecordLocked(e *entry, epoch int64) {
-	if f.peers == nil || e.sessions.newest.Epoch != epoch || e.sessions.newest.Replica != f.self() {
+	past := e.historyLocked()
+	if f.peers == nil || past.newest.Epoch != epoch || past.newest.Replica != f.self() {
 		return
 	}
-	e.sessions.newest.Open = false
+	past.newest.Open = false
 	if e.phase != phaseRegistered {
 		return // the record is removed with the agent, which may be back already
 	}
@@ -41,8 +42,8 @@ type lastReport struct {
 // IsOlderReport reports whether a report was made before the newest one, which another
 // relay of the agent sent. It was made so long before its receipt as age says.
 func (r Request) IsOlderReport(age time.Duration) bool {
-	last := &r.entry.lastReport
-	return r.session.hello.Relayed && last.from != r.Instance() && r.now.Add(-age).Before(last.at)
+	last := r.entry.past.lastReport
+	return last != nil && r.session.hello.Relayed && last.from != r.Instance() && r.now.Add(-age).Before(last.at)
 }
 
 // ReportOrder returns the order of a report for those who watch reports. A report that a
@@ -65,23 +66,31 @@ func (r Request) ReportOrder(age time.Duration) agent.Order {
 // remove them.
 func (r Request) MarkReported(age time.Duration) {
 	f, e := r.fleet, r.entry
-	e.lastReport, e.unreported = lastReport{r.now.Add(-age), r.Instance()}, false
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	past := e.past
+	if past.lastReport == nil {
+		past.lastReport = &lastReport{}
+	}
+	*past.lastReport, past.unreported = lastReport{r.now.Add(-age), r.Instance()}, false
 	if f.peers == nil {
 		return
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.sessions.newest.Epoch != r.Epoch() || e.sessions.newest.Replica != f.self() || e.sessions.newest.Reported {
+	if past.newest.Epoch != r.Epoch() || past.newest.Replica != f.self() || past.newest.Reported {
 		return
 	}
-	e.sessions.newest.Reported = true
+	past.newest.Reported = true
 	f.queueSessionLocked(e)
 }
 
 // connectedRemotelyLocked returns whether the agent has a session on another live
 // replica.
 func (f *Fleet) connectedRemotelyLocked(e *entry) bool {
-	return f.peers != nil && e.sessions.newest.Open && e.sessions.newest.Replica != f.self() && f.peers.replicas.Live(e.sessions.newest.Replica)
+	if f.peers == nil || e.past == nil {
+		return false
+	}
+	newest := &e.past.newest
+	return newest.Open && newest.Replica != f.self() && f.peers.replicas.Live(newest.Replica)
 }
 
 // mayHaveMovedLocked returns whether the instance may have had a session on another
@@ -91,7 +100,7 @@ func (f *Fleet) mayHaveMovedLocked(e *entry, last, ordinal int64) bool {
 	if f.peers == nil {
 		return false
 	}
-	if e.sessions.newest.Epoch != 0 && e.sessions.newest.Replica != f.self() {
+	if newest := e.history().newest; newest.Epoch != 0 && newest.Replica != f.self() {
 		return true
 	}
 	return last != 0 && ordinal != last && ordinal != last+1
@@ -99,7 +108,7 @@ func (f *Fleet) mayHaveMovedLocked(e *entry, last, ordinal int64) bool {
 
 // openSeriesLocked opens a session of the agent's series.
 func (f *Fleet) openSeriesLocked(e *entry, s agent.Session) {
-	e.sessions.seriesRetained = false
+	e.historyLocked().seriesRetained = false
 	f.series.Open(e.id, e.reg.Load().Identity(), s)
 }
 
@@ -109,13 +118,13 @@ func (f *Fleet) openSeriesLocked(e *entry, s agent.Session) {
 func (f *Fleet) closeSeriesLocked(e *entry, epoch int64, goodbye bool) {
 	remove := goodbye || f.peers != nil && !f.peers.shares.Member()
 	f.series.Close(e.id, epoch, remove)
-	e.sessions.seriesRetained = !remove
+	e.historyLocked().seriesRetained = !remove
 }
 
 // dropRetainedSeriesLocked removes series that were retained for a reconnect.
 func (f *Fleet) dropRetainedSeriesLocked(e *entry) {
-	if e.sessions.seriesRetained {
-		e.sessions.seriesRetained = false
+	if e.past != nil && e.past.seriesRetained {
+		e.past.seriesRetained = false
 		f.series.Remove(e.id)
 	}
 }
@@ -155,7 +164,8 @@ func (f *Fleet) applySessions(records []agent.SessionRecord, revision int64) (kn
 // agent's session here, even if the other session has ended: the agent's next one
 // then gets the highest epoch.
 func (f *Fleet) applySessionLocked(e *entry, record agent.SessionRecord, now time.Time) {
-	before := e.sessions.newest
+	past := e.historyLocked()
+	before := past.newest
 	order := record.Compare(&before)
 	if order < 0 {
 		return
@@ -168,17 +178,17 @@ func (f *Fleet) applySessionLocked(e *entry, record agent.SessionRecord, now tim
 	if record == before {
 		return
 	}
-	e.sessions.newest, e.sessions.unwritten, e.sessions.endedAt = record, 0, now
+	past.newest, past.unwritten, past.endedAt = record, 0, now.UnixNano()
 	if record.Relayed != before.Relayed {
 		f.watchers.Notify(e.id)
 	}
 	if before.Replica == f.self() && order > 0 {
 		// The record of the other replica may never be written: it can be killed before.
 		// This one's would stay open in the database, for all who read it later.
-		e.sessions.endedEpoch = before.Epoch
+		past.endedEpoch = before.Epoch
 		f.queue.AddSession(e)
 	}
-	if s := e.sessions.live; s != nil {
+	if s := e.liveLocked(); s != nil {
 		f.endSessionLocked(s, EndTakeover)
 		f.closeSeriesLocked(e, s.info.Epoch, false)
 	}
@@ -212,9 +222,10 @@ func (f *Fleet) saveSessions(ctx context.Context, entries []*entry) error {
 	written := make([]*entry, 0, len(entries))
 	for _, e := range entries {
 		e.mu.Lock()
-		record := e.sessions.newest
+		past := e.history()
+		record := past.newest
 		if record.Replica != f.self() {
-			record = agent.SessionRecord{Agent: e.id, Epoch: e.sessions.endedEpoch, Replica: f.self()}
+			record = agent.SessionRecord{Agent: e.id, Epoch: past.endedEpoch, Replica: f.self()}
 		}
 		if e.phase != phaseRemoved && record.Epoch != 0 {
 			record.Incarnation = e.reg.Load().Incarnation

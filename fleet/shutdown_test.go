@@ -45,7 +45,7 @@ func TestShutdownWithoutPubsub(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		for _, e := range p.registry.order {
-			e.sessions.live.Close(EndDrain)
+			e.liveLocked().Close(EndDrain)
 			time.Sleep(7500 * time.Millisecond / agents)
 		}
 		began := time.Now()

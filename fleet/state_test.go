@@ -128,7 +128,7 @@ func TestUnknownAppsAreRefusedByName(t *testing.T) {
 		require.Len(t, r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(8): agent.AppHealthHealthy}, nil), 1)
 	})
 	require.Equal(t, Progress{Received: 2, Durable: 0}, s.Progress(), "what was refused wholly is not waited for")
-	require.Len(t, s.entry.state.pendingAcks, 1)
+	require.Len(t, s.entry.active.state.pendingAcks, 1)
 }
 
 func TestStateWaitsForTheDatabase(t *testing.T) {
@@ -142,7 +142,7 @@ func TestStateWaitsForTheDatabase(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		require.Equal(t, Progress{Received: 50, Durable: 0}, s.Progress())
-		require.Len(t, s.entry.state.pendingAcks, 1, "what waits is bounded")
+		require.Len(t, s.entry.active.state.pendingAcks, 1, "what waits is bounded")
 		require.ErrorIs(t, p.Healthy(), errDown)
 		require.ErrorContains(t, p.Healthy(), "states and sessions of agents are not stored: ")
 		require.NoError(t, p.Ready(), "agents are served")
@@ -199,7 +199,7 @@ func TestStateChangesWhileItIsWritten(t *testing.T) {
 	p.store.fail(errDown)
 	require.ErrorIs(t, p.write(t.Context()), errDown)
 	require.Equal(t, Progress{Received: 4, Durable: 2}, s.Progress())
-	require.Len(t, s.entry.state.pendingAcks, 1)
+	require.Len(t, s.entry.active.state.pendingAcks, 1)
 	p.store.fail(nil)
 	require.NoError(t, p.write(t.Context()))
 	require.Equal(t, Progress{Received: 4, Durable: 4}, s.Progress())

@@ -22,7 +22,7 @@ func (f *Fleet) Traffic() iter.Seq2[*agent.Registration, Traffic] {
 				continue // it was removed meanwhile
 			}
 			e.mu.Lock()
-			traffic := e.traffic
+			traffic := e.history().traffic
 			e.mu.Unlock()
 			if !yield(reg, traffic) {
 				return

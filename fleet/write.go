@@ -71,9 +71,10 @@ func (e *entry) drainState() (stateWrite, bool) {
 	if e.phase == phaseRemoved {
 		return stateWrite{}, false
 	}
-	w := stateWrite{entry: e, state: e.state.newest.Clone(), pendingAcks: e.state.pendingAcks}
+	state := &e.activeLocked().state
+	w := stateWrite{entry: e, state: state.newest.Clone(), pendingAcks: state.pendingAcks}
 	w.state.Incarnation = e.reg.Load().Incarnation
-	e.state.queued, e.state.pendingAcks = false, nil
+	state.queued, state.pendingAcks = false, nil
 	return w, true
 }
 
@@ -159,18 +160,19 @@ func (f *Fleet) requeueState(w stateWrite) {
 	if e.phase == phaseRemoved {
 		return
 	}
-	newer := e.state.pendingAcks
-	e.state.pendingAcks = w.pendingAcks
+	state := &e.activeLocked().state
+	newer := state.pendingAcks
+	state.pendingAcks = w.pendingAcks
 	for _, ack := range newer {
 		if slices.ContainsFunc(w.pendingAcks, func(older pendingAck) bool { return older.instance == ack.instance }) {
 			ack.instance.Resolve([]agent.Resolution{{Sequence: ack.sequence}})
 			continue
 		}
-		e.state.pendingAcks = append(e.state.pendingAcks, ack)
+		state.pendingAcks = append(state.pendingAcks, ack)
 	}
-	f.supersedePendingLocked(e, e.sessions.storedEpoch) // stored parts may have replaced some meanwhile
-	if !e.state.queued {
-		e.state.queued = true
+	f.supersedePendingLocked(e, e.history().storedEpoch) // stored parts may have replaced some meanwhile
+	if !state.queued {
+		state.queued = true
 		f.queue.AddState(e)
 	}
 }

@@ -154,3 +154,12 @@ func (b *Budget) Delay(now time.Time, l *Limits) time.Duration {
 func (b *Budget) PenaltyLeft(now time.Time) time.Duration {
 	return max(0, time.Duration(b.penaltyUntil-now.UnixNano()))
 }
+
+// IsUnused returns whether an agent that has sent nothing has the same budget.
+func (b *Budget) IsUnused(now time.Time, l *Limits) bool {
+	unused := *b
+	unused.messages.add(now, 0, l.MessagesPerSecond, l.MessagesBurst)
+	unused.bytes.add(now, 0, l.BytesPerSecond, l.BytesBurst)
+	unused.refused.add(now, 0, l.RefusedPerSecond, l.RefusedBurst)
+	return unused.messages.debt == 0 && unused.bytes.debt == 0 && unused.refused.debt == 0 && b.PenaltyLeft(now) == 0
+}

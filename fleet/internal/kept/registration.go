@@ -138,6 +138,9 @@ func (r *Registration) ObservedStatus() (agent.Status, time.Time) {
 	return r.rest.status, timeOf(r.rest.observedAt)
 }
 
+// HasMetadataKeys returns whether the template declares any.
+func (r *Registration) HasMetadataKeys() bool { return len(r.MetadataKeys()) > 0 }
+
 // MetadataKeys returns those that the template declares.
 func (r *Registration) MetadataKeys() []string {
 	d := decoder{r.declared.encoded}
