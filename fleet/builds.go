@@ -64,9 +64,12 @@ func finished(w *workspace) (finishedBuild, bool) {
 		if reg.Parent() != (agent.ID{}) || reg.CreatedAt().Before(built) {
 			continue
 		}
-		observed := reg.Observed()
+		observed, said := reg.Observed(), &agent.State{}
 		e.mu.Lock()
-		s := observations.Startup(e.stateLocked(), &observed)
+		if e.past != nil {
+			said = e.stateLocked()
+		}
+		s := observations.Startup(said, &observed)
 		e.mu.Unlock()
 		if s.ReadyAt.IsZero() {
 			return finishedBuild{}, false
