@@ -143,10 +143,10 @@ func TestSharesOfStartAndStop(t *testing.T) {
 		synctest.Wait()
 		require.NotEmpty(t, late.states.all())
 		require.Len(t, whereServed(t, r[0], late), 20)
-		c.setServing(replicaID(1), false)
 		stop()
-		synctest.Wait()
 		require.Empty(t, late.states.all())
+		c.setServing(replicaID(1), false)
+		synctest.Wait()
 		require.Len(t, whereServed(t, r[0]), 20)
 	})
 }

@@ -53,6 +53,8 @@ func TestSharing(t *testing.T) {
 		a.Serve()
 		synctest.Wait()
 		requireShared(t, idsOf(b), a, b)
+		b.handleMessage([]byte(message{kind: kindHeartbeat, from: a.Self(), phase: agent.ReplicaServing}.String()))
+		requireShared(t, idsOf(b), b) // it was late
 		b.Leave()
 		synctest.Wait()
 		requireShared(t, idsOf(a, b), a, b)
@@ -115,7 +117,7 @@ func TestSharingOfTheDead(t *testing.T) {
 		requireShared(t, idsOf(c), c)
 		b.access.setCut(false)
 		b.access.setDeaf(false)
-		wait(lease + lease/heartbeatShare) // it watches all anew
+		wait(2 * lease) // it watches all anew
 		requireShared(t, idsOf(b, c), b, c)
 	})
 }

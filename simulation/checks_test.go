@@ -191,7 +191,15 @@ func (w *world) checkQuiescent() error {
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 
 	leaders := 0
+	var sharing []agent.ID
 	for _, p := range w.slots {
+		sharing = append(sharing, p.id)
+	}
+	slices.SortFunc(sharing, func(a, b agent.ID) int { return bytes.Compare(a[:], b[:]) })
+	for _, p := range w.slots {
+		if got := p.replicas.Sharing(); !slices.Equal(got, sharing) {
+			fail("%s has %v share, want %v", p.name, got, sharing)
+		}
 		switch {
 		case p.fleet.Ready() != nil:
 			fail("%s has not loaded", p.name)
@@ -291,7 +299,14 @@ func (w *world) checkServed(registered []agent.ID) (errs []error) {
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	connections := make(map[string][]string)
 	up := make(map[string][]string)
+	shares := make(map[string]map[string]bool) // of each workspace, who serves what is not connected
 	stats := make(map[string][]string)
+	share := func(workspace string, p *process) {
+		if shares[workspace] == nil {
+			shares[workspace] = make(map[string]bool)
+		}
+		shares[workspace][p.name] = true
+	}
 	for _, p := range w.slots {
 		var text bytes.Buffer
 		if err := p.series.WriteText(&text); err != nil {
@@ -303,13 +318,24 @@ func (w *world) checkServed(registered []agent.ID) (errs []error) {
 			case "coderd_agents_connections":
 				who := label(line, "agent_name")
 				connections[who] = append(connections[who], p.name+": "+label(line, "status"))
+				if label(line, "status") != "connected" {
+					share(label(line, "workspace_name"), p)
+				}
 			case "coderd_agents_up":
 				who := label(line, "workspace_name")
 				up[who] = append(up[who], p.name+": "+line[strings.LastIndexByte(line, ' ')+1:])
+				if strings.HasSuffix(line, " 0") {
+					share(who, p)
+				}
 			case "app_requests":
 				who := label(line, "agent_name")
 				stats[who] = append(stats[who], p.name)
 			}
+		}
+	}
+	for _, workspace := range slices.Sorted(maps.Keys(shares)) {
+		if len(shares[workspace]) > 1 {
+			fail("workspace %s: what is not connected is served by %v", workspace, slices.Sorted(maps.Keys(shares[workspace])))
 		}
 	}
 	online := make(map[string]int)
