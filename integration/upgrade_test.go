@@ -79,7 +79,8 @@ func buildBefore(t *testing.T, migration string) string {
 		require.NoError(t, err, "the repository's history is needed")
 		return out
 	}
-	commits := strings.Fields(string(git("log", "--format=%H", "--diff-filter=A", "--", "*/"+migration)))
+	// It may have come with another number at first.
+	commits := strings.Fields(string(git("log", "--format=%H", "--diff-filter=A", "--", "*/[0-9]*"+migration[5:])))
 	require.NotEmpty(t, commits)
 	archive := git("archive", commits[len(commits)-1]+"~1")
 	dir := t.TempDir()
