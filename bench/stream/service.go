@@ -91,6 +91,8 @@ func (s *service) build(ctx context.Context, db *store.Store, reg *metrics.Regis
 	limits := aggregator.Options{} // its defaults
 	if args.Series > 1_000_000 {
 		limits.MaxSeries, limits.MaxSeriesBytes = 2*args.Series, 200*args.Series
+		// To make ten million takes longer than the default, on a busy machine.
+		limits.SeriesTTL = time.Hour
 	}
 	if s.agg, err = aggregator.New(limits, reg); err != nil {
 		return err
