@@ -231,6 +231,19 @@ func (p *page) ingest() {
 	}
 }
 
+// cases returns those that a section was measured in, in the order of the runs.
+func (p *page) cases(section string) []string {
+	var cases []string
+	for _, run := range p.results {
+		for _, f := range run.Figures {
+			if f.Section == section && !slices.Contains(cases, f.Case) {
+				cases = append(cases, f.Case)
+			}
+		}
+	}
+	return cases
+}
+
 func (p *page) fleet() {
 	p.heading("A fleet")
 	p.line("What an agent takes in a minute: agents of the real client on connections of their own, with the default intervals, which")
@@ -239,15 +252,7 @@ func (p *page) fleet() {
 	p.line("agents one of the keys changes each 10 s; their coderd has a connection for 2,000 of them. The service is scraped each 30 s,")
 	p.line("as text with gzip. The time in the database's driver is by a profile. The limit is a bare grpc-go server that receives")
 	p.line("as many bytes in as many messages on as many connections, and answers as many.")
-	var cases []string
-	for _, run := range p.results {
-		for _, f := range run.Figures {
-			if f.Section == stream.FleetSection && !slices.Contains(cases, f.Case) {
-				cases = append(cases, f.Case)
-			}
-		}
-	}
-	for _, c := range cases {
+	for _, c := range p.cases(stream.FleetSection) {
 		p.rows(c, stream.FleetSection, c, stream.FleetSubjects, []column{
 			{head: "CPU, ms", metric: stream.FleetCPU, unit: number},
 			{head: "without the driver, ms", metric: stream.FleetRest, unit: number},
@@ -265,15 +270,7 @@ func (p *page) database() {
 	p.line("A PostgreSQL 15 with its defaults under relayed agents, which report 10 metadata keys each 10 s, half of them with new values,")
 	p.line("and 30 samples each 30 s, which coderd watches. It is looked at each minute: medians of the middle and of the last third.")
 	p.line("All samples are in [database.csv](database.csv). The service's intervals are not lengthened.")
-	var cases []string
-	for _, run := range p.results {
-		for _, f := range run.Figures {
-			if f.Section == database.Section && !slices.Contains(cases, f.Case) {
-				cases = append(cases, f.Case)
-			}
-		}
-	}
-	for _, c := range cases {
+	for _, c := range p.cases(database.Section) {
 		p.line("")
 		p.linef("%s:", c)
 		p.line("")
