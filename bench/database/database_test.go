@@ -13,11 +13,8 @@ import (
 	"github.com/coder/agentstatsd/bench/figure"
 )
 
-// TestMeasure has a PostgreSQL looked at for a moment.
+// TestMeasure has a PostgreSQL, which it starts, looked at for a moment.
 func TestMeasure(t *testing.T) {
-	if testing.Short() {
-		t.Skip("needs PostgreSQL")
-	}
 	dir := t.TempDir()
 	binary := filepath.Join(dir, "agentstatsd")
 	build := exec.Command("go", "build", "-trimpath", "-o", binary, "./cmd/agentstatsd")

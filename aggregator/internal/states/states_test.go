@@ -164,7 +164,7 @@ func TestLines(t *testing.T) {
 			},
 			"end": func(t *rapid.T) {
 				if len(scrapes) == 0 {
-					t.Skip("none is under way")
+					return
 				}
 				i := rapid.IntRange(0, len(scrapes)-1).Draw(t, "which")
 				s := scrapes[i]
