@@ -3,10 +3,14 @@ package fleet
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/index"
 	"github.com/coder/agentstatsd/fleet/internal/kept"
 	"github.com/coder/agentstatsd/fleet/internal/ordered"
 )
@@ -135,19 +139,32 @@ func (f *Fleet) loadRegistrations(ctx context.Context) (r registry, revision int
 	return r, revision, err
 }
 
-// publishAll publishes what was loaded.
+// publishAll publishes what was loaded, with as many goroutines as there are processors.
 func (f *Fleet) publishAll(r *registry) {
 	start := time.Now()
-	labelKeys := make(map[labelKey]struct{}, r.byLabels.Len())
-	for w := range r.byLabels.All() {
-		labelKeys[labelKeyOf(w.reg.Load())] = struct{}{}
+	var parts errgroup.Group
+	parts.SetLimit(runtime.GOMAXPROCS(0))
+	for n := range index.Parts {
+		parts.Go(func() error {
+			f.publishPart(r, r.byLabels.Part(n))
+			return nil
+		})
 	}
-	f.electVisible(r, labelKeys)
-	f.publishPresence(r.order)
-	for w := range r.workspaces.All() {
-		f.queueFinishedBuildOf(w) // it may have finished while no replica could record it
-	}
+	_ = parts.Wait() // no part has an error
 	f.metrics.collection.Observe(time.Since(start).Seconds())
+}
+
+// publishPart publishes workspaces, those with equal labels, and their agents.
+func (f *Fleet) publishPart(r *registry, workspaces []*workspace) {
+	var equal []*workspace
+	for _, first := range workspaces {
+		equal = r.withLabels(equal[:0], first)
+		f.elect(equal, nil)
+		for _, w := range equal {
+			f.publishPresence(w.agents)
+			f.queueFinishedBuildOf(w) // it may have finished while no replica could record it
+		}
+	}
 }
 
 // dropForeignApps drops the health of apps that are not registered, or registered as

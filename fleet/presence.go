@@ -197,28 +197,32 @@ func (w *workspace) builtAt() time.Time {
 	return at
 }
 
-// electVisible chooses, of workspaces with equal labels, the one with the newest build.
-// The others are hidden. It returns the workspaces whose labels changed. The caller
-// holds changeSem.
-func (f *Fleet) electVisible(r *registry, labelKeys map[labelKey]struct{}) []*workspace {
-	var list, changed []*workspace
+// electVisible chooses the visible one of the workspaces with each of the label keys. It
+// returns the workspaces whose labels changed. The caller holds changeSem.
+func (f *Fleet) electVisible(r *registry, labelKeys map[labelKey]struct{}) (changed []*workspace) {
+	var equal []*workspace
 	for key := range labelKeys {
-		list = r.withLabels(list[:0], key)
-		if len(list) == 0 {
-			continue
+		if equal = r.withLabels(equal[:0], r.byLabels.Get(key)); len(equal) > 0 {
+			changed = f.elect(equal, changed)
 		}
-		newest := slices.MaxFunc(list, func(a, b *workspace) int {
-			x, y := a.reg.Load(), b.reg.Load()
-			return cmp.Or(a.builtAt().Compare(b.builtAt()), bytes.Compare(x.ID[:], y.ID[:]))
-		})
-		for _, w := range list {
-			labels := (*kept.Workspace)(nil)
-			if w == newest {
-				labels = w.reg.Load()
-			}
-			if f.setLabels(w, labels) {
-				changed = append(changed, w)
-			}
+	}
+	return changed
+}
+
+// elect has, of some workspaces with equal labels, the one with the newest build visible, and
+// hides the others. It appends to changed those whose labels changed.
+func (f *Fleet) elect(equal, changed []*workspace) []*workspace {
+	newest := slices.MaxFunc(equal, func(a, b *workspace) int {
+		x, y := a.reg.Load(), b.reg.Load()
+		return cmp.Or(a.builtAt().Compare(b.builtAt()), bytes.Compare(x.ID[:], y.ID[:]))
+	})
+	for _, w := range equal {
+		labels := (*kept.Workspace)(nil)
+		if w == newest {
+			labels = w.reg.Load()
+		}
+		if f.setLabels(w, labels) {
+			changed = append(changed, w)
 		}
 	}
 	return changed

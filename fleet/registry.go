@@ -179,9 +179,9 @@ func (r *registry) follow(w, next *workspace) {
 	}
 }
 
-// withLabels appends the workspaces with these labels to a list.
-func (r *registry) withLabels(list []*workspace, key labelKey) []*workspace {
-	for w := r.byLabels.Get(key); w != nil; w = r.next[w] {
+// withLabels appends a workspace of byLabels and those that follow it to a list; nil: none.
+func (r *registry) withLabels(list []*workspace, first *workspace) []*workspace {
+	for w := first; w != nil; w = r.next[w] {
 		list = append(list, w)
 	}
 	return list

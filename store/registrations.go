@@ -231,13 +231,13 @@ func (s *Store) readRegistrations(ctx context.Context, tx *sql.Tx, since int64) 
 		return registrations, token, err
 	}
 	var bad []agent.ID
-	decoded := func(id agent.ID) bool { _, is := byID[id]; return is }
-	err = s.eachAgent(ctx, tx, since, decoded, func(agents []agent.Registration, skipped []agent.ID) error {
-		bad = append(bad, skipped...)
-		for i := range agents {
-			agents[i].Workspace = registrations.Workspaces[byID[agents[i].Workspace.ID]]
+	isDecoded := func(id agent.ID) bool { _, is := byID[id]; return is }
+	err = s.eachAgent(ctx, tx, since, isDecoded, func(p *agentsPage) error {
+		bad = append(bad, p.skipped...)
+		for i := range p.agents {
+			p.agents[i].Workspace = registrations.Workspaces[byID[p.agents[i].Workspace.ID]]
 		}
-		registrations.Agents = append(registrations.Agents, agents...)
+		registrations.Agents = append(registrations.Agents, p.agents...)
 		return nil
 	})
 	if err != nil || registrations.Complete {
@@ -285,9 +285,9 @@ func (s *Store) EachRegistration(ctx context.Context, page func(agent.Registrati
 		if err != nil {
 			return err
 		}
-		decoded := func(id agent.ID) bool { _, is := workspaces[id]; return is }
-		return s.eachAgent(ctx, tx, 0, decoded, func(list []agent.Registration, _ []agent.ID) error {
-			return page(agent.Registrations{Revision: revision, Agents: list})
+		isDecoded := func(id agent.ID) bool { _, is := workspaces[id]; return is }
+		return s.eachAgent(ctx, tx, 0, isDecoded, func(p *agentsPage) error {
+			return page(agent.Registrations{Revision: revision, Agents: p.agents})
 		})
 	})
 	if err != nil {
@@ -318,13 +318,17 @@ FROM workspaces WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.R
 	}, page)
 }
 
-// eachAgent reads the agents since a revision by pages, without their workspaces. skipped
-// are the agents that cannot be decoded, or whose workspace is not: an agent is written
-// together with it, so that has the same revision or a later one.
-func (s *Store) eachAgent(ctx context.Context, tx *sql.Tx, since int64, decoded func(workspace agent.ID) bool, page func(_ []agent.Registration, skipped []agent.ID) error) error {
-	var decoder agentrows.Decoder
-	agents, skipped := make([]agent.Registration, 0), make([]agent.ID, 0)
-	return pages.Each(pageOfAgents.rows, func(add func() *agentrows.Row) error {
+// agentsPage is a page of agents. skipped cannot be decoded, or their workspace is not: an
+// agent is written together with it, so that has the same revision or a later one.
+type agentsPage struct {
+	agents  []agent.Registration
+	skipped []agent.ID
+}
+
+// eachAgent reads the agents since a revision by pages, without their workspaces. While a
+// page is handled, the next one is decoded and the one after it read.
+func (s *Store) eachAgent(ctx context.Context, tx *sql.Tx, since int64, isDecoded func(workspace agent.ID) bool, handle func(*agentsPage) error) error {
+	read := func(add func() *agentrows.Row) error {
 		return s.stream(ctx, tx, pageOfAgents, `SELECT `+agentrows.Columns+` FROM agents WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows) error {
 			row := add()
 			if row == nil {
@@ -337,24 +341,33 @@ func (s *Store) eachAgent(ctx context.Context, tx *sql.Tx, since int64, decoded 
 			}
 			return nil
 		})
-	}, func(rows []agentrows.Row) error {
-		agents, skipped = agents[:0], skipped[:0]
-		for i := range rows {
-			r := &rows[i]
-			decoder.Decode(r)
-			if r.Err == nil && !decoded(r.Workspace.ID) {
-				r.Err = agentrows.ErrNoWorkspace
+	}
+	var decoder agentrows.Decoder
+	decode := func(add func() *agentsPage) error {
+		return pages.Each(pageOfAgents.rows, read, func(rows []agentrows.Row) error {
+			p := add()
+			if p == nil {
+				return pages.ErrStopped
 			}
-			s.undecodable.SetAgent(r.ID, r.Err != nil)
-			if r.Err == nil {
-				agents = append(agents, r.Registration)
-				continue
+			p.agents, p.skipped = p.agents[:0], p.skipped[:0]
+			for i := range rows {
+				r := &rows[i]
+				decoder.Decode(r)
+				if r.Err == nil && !isDecoded(r.Workspace.ID) {
+					r.Err = agentrows.ErrNoWorkspace
+				}
+				s.undecodable.SetAgent(r.ID, r.Err != nil)
+				if r.Err == nil {
+					p.agents = append(p.agents, r.Registration)
+					continue
+				}
+				s.undecodable.Report(ctx, kindAgents, idKey(r.ID), r.Err, time.Now())
+				p.skipped = append(p.skipped, r.ID)
 			}
-			s.undecodable.Report(ctx, kindAgents, idKey(r.ID), r.Err, time.Now())
-			skipped = append(skipped, r.ID)
-		}
-		return page(agents, skipped)
-	})
+			return nil
+		})
+	}
+	return pages.Each(1, decode, func(list []agentsPage) error { return handle(&list[0]) })
 }
 
 // readRemoved returns the ids that a table does not have any more, in order.

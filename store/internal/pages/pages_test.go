@@ -66,3 +66,29 @@ func TestEachEnds(t *testing.T) {
 	})
 	require.ErrorIs(t, <-ended, ErrStopped)
 }
+
+// A read may itself handle the pages of another one. Both end with the outer handle.
+func TestEachOfEach(t *testing.T) {
+	doubled := func(n int, end error) func(add func() *int) error {
+		return func(add func() *int) error {
+			return Each(2, numbers(n, end), func(page []int) error {
+				for _, number := range page {
+					row := add()
+					if row == nil {
+						return ErrStopped
+					}
+					*row = 2 * number
+				}
+				return nil
+			})
+		}
+	}
+	var got []int
+	collect := func(page []int) error { got = append(got, page...); return nil }
+	require.NoError(t, Each(3, doubled(5, nil), collect))
+	require.Equal(t, []int{0, 2, 4, 6, 8}, got)
+
+	broken, enough := errors.New("broken"), errors.New("enough")
+	require.ErrorIs(t, Each(3, doubled(5, broken), collect), broken)
+	require.ErrorIs(t, Each(3, doubled(1000, nil), func([]int) error { return enough }), enough)
+}
