@@ -27,8 +27,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/capacity"
 	"github.com/coder/agentstatsd/fleet/internal/departed"
 	"github.com/coder/agentstatsd/fleet/internal/ended"
+	"github.com/coder/agentstatsd/fleet/internal/plan"
 	"github.com/coder/agentstatsd/fleet/internal/unstored"
 	"github.com/coder/agentstatsd/fleet/internal/watchers"
 	"github.com/coder/agentstatsd/fleet/internal/writequeue"
@@ -48,6 +50,19 @@ var (
 	ErrUnknownAgent = errors.New("unknown agent")
 	// ErrSessionOver is returned for a request of a session that has ended.
 	ErrSessionOver = errors.New("the session is over")
+)
+
+// Errors of a refused change. They are returned before anything is changed.
+var (
+	// ErrTooMany is wrapped when the change would exceed Options.MaxAgents.
+	ErrTooMany = capacity.ErrTooMany
+	// ErrTooLarge is wrapped when it would exceed Options.MaxBytes.
+	ErrTooLarge = capacity.ErrTooLarge
+	// ErrTokens is wrapped when agents exchange tokens and some of these are not theirs.
+	ErrTokens = plan.ErrTokens
+	// ErrNeedsForce is wrapped when a sync would deregister more than half of
+	// all agents without force.
+	ErrNeedsForce = plan.ErrNeedsForce
 )
 
 // Store keeps what must survive the process. Its methods may be called

@@ -9,6 +9,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/kept"
+	"github.com/coder/agentstatsd/fleet/internal/plan"
 )
 
 // followPause is the least time between two passes. Wrong tokens ask for passes, too.
@@ -125,14 +126,14 @@ func (f *Fleet) readRegistrations(ctx context.Context) error {
 		before = cursors{} // the database may have been replaced
 	}
 	// An agent that was removed and came back is removed first.
-	removed := planRemoved(&f.registry, &got)
+	removed := plan.FollowRemovals(&f.registry, &got)
 	f.commit(removed, f.startRemoval(removed))
-	changed := planChanged(&f.registry, &got)
+	changed := plan.FollowChanges(&f.registry, &got)
 	f.commit(changed, nil)
 	f.checkReadSizes(len(got.Agents))
 	f.revision = got.Revision
-	back := func(id agent.ID) bool { return changed.regs[id] != nil }
-	if got.Complete || slices.ContainsFunc(removed.deregistered, back) {
+	back := func(id agent.ID) bool { return changed.Agents[id] != nil }
+	if got.Complete || slices.ContainsFunc(removed.Deregistered, back) {
 		f.scheduleReread(before)
 	}
 	return nil
@@ -149,90 +150,6 @@ func (f *Fleet) scheduleReread(from cursors) {
 		from = cursors{min(from.sessions, to.sessions), min(from.states, to.states)}
 	}
 	f.rereadFrom.Store(&from)
-}
-
-// planRemoved removes the agents that other replicas removed, also those that came
-// back since: the new incarnation keeps nothing of the old one.
-func planRemoved(r *registry, got *agent.Registrations) *plan {
-	p := &plan{}
-	for _, id := range got.RemovedAgents {
-		if r.agents.Get(id) != nil {
-			p.deregistered = append(p.deregistered, id)
-		}
-	}
-	for i := range got.Agents {
-		reg := &got.Agents[i]
-		if e := r.agents.Get(reg.ID); e != nil && e.reg.Load().Incarnation != reg.Incarnation {
-			p.deregistered = append(p.deregistered, reg.ID) // and came back
-		}
-	}
-	if got.Complete {
-		stay := make(map[agent.ID]struct{}, len(got.Agents))
-		for i := range got.Agents {
-			stay[got.Agents[i].ID] = struct{}{}
-		}
-		for _, e := range r.order {
-			if _, stays := stay[e.id]; !stays {
-				p.deregistered = append(p.deregistered, e.id)
-			}
-		}
-	}
-	p.change.RemovedAgents = p.deregistered
-	return p
-}
-
-// planChanged applies what other replicas registered or changed. It removes the
-// workspaces that they removed, which have no agents any more.
-func planChanged(r *registry, got *agent.Registrations) *plan {
-	p := &plan{
-		regs:       make(map[agent.ID]*agent.Registration, len(got.Agents)),
-		named:      make(map[agent.ID]struct{}, len(got.Agents)),
-		workspaces: make(map[agent.ID]agent.Workspace, len(got.Workspaces)),
-	}
-	for _, w := range got.Workspaces {
-		p.workspaces[w.ID] = w
-	}
-	for _, reg := range (Set{Agents: got.Agents}).Sorted().Agents {
-		p.regs[reg.ID] = &reg
-		p.named[reg.ID] = struct{}{}
-		p.workspaces[reg.Workspace.ID] = reg.Workspace
-	}
-	p.planSiblings(r)
-	p.planNamed(r, got)
-	removed := got.RemovedWorkspaces
-	if got.Complete {
-		removed = nil
-		for w := range r.workspaces.All() {
-			removed = append(removed, w.reg.Load().ID)
-		}
-	}
-	for _, id := range removed {
-		if _, stays := p.workspaces[id]; !stays && r.workspaces.Get(id) != nil {
-			p.change.RemovedWorkspaces = append(p.change.RemovedWorkspaces, id)
-		}
-	}
-	return p
-}
-
-// planNamed applies which unchanged agents and workspaces were named again.
-func (p *plan) planNamed(r *registry, got *agent.Registrations) {
-	for _, id := range got.NamedAgents {
-		e := r.agents.Get(id)
-		if e == nil {
-			continue
-		}
-		if p.regs[id] == nil {
-			p.again = append(p.again, id)
-		}
-		p.named[id] = struct{}{}
-	}
-	for _, id := range got.NamedWorkspaces {
-		if w := r.workspaces.Get(id); w != nil {
-			if _, planned := p.workspaces[id]; !planned {
-				p.workspaces[id] = w.reg.Load().Value()
-			}
-		}
-	}
 }
 
 // followSessions applies the sessions that other replicas wrote. The registrations were

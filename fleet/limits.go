@@ -6,6 +6,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/budget"
+	"github.com/coder/agentstatsd/fleet/internal/capacity"
 )
 
 // fewSeries of one report are not charged: healthy agents make no more.
@@ -18,6 +19,11 @@ func (o *Options) limits() *budget.Limits {
 		BytesPerSecond: o.BytesPerSecond, BytesBurst: o.BytesBurst,
 		RefusedPerSecond: o.RefusedPerSecond, RefusedBurst: o.RefusedBurst,
 	}
+}
+
+// capacity returns the limits of the registrations.
+func (o *Options) capacity() capacity.Limits {
+	return capacity.Limits{Agents: o.MaxAgents, Bytes: o.MaxBytes}
 }
 
 // Admit charges the agent for opening a session. It returns how long the agent must

@@ -192,7 +192,7 @@ func TestRegistrationsTakeLittleMemory(t *testing.T) {
 			c.of.n = 5000
 			each, f := c.of.bytesEach(t)
 			require.Less(t, each, c.most)
-			if estimated := float64(f.registry.bytes()) / float64(c.of.n); !c.of.before {
+			if estimated := float64(f.registry.Use().Bytes()) / float64(c.of.n); !c.of.before {
 				require.InEpsilon(t, each, estimated, 0.25)
 			}
 			requireZeroBytesWithoutAgents(t, f)
@@ -208,7 +208,7 @@ func requireZeroBytesWithoutAgents(t *testing.T, f *Fleet) {
 	}
 	_, err := f.Deregister(t.Context(), nil, workspaces)
 	require.NoError(t, err)
-	require.Zero(t, f.registry.bytes())
+	require.Zero(t, f.registry.Use().Bytes())
 }
 
 func BenchmarkRegistrations(b *testing.B) {
@@ -219,7 +219,7 @@ func BenchmarkRegistrations(b *testing.B) {
 				for b.Loop() {
 					each, f := m.bytesEach(b)
 					b.ReportMetric(each, "B/agent")
-					b.ReportMetric(float64(f.registry.bytes())/float64(n), "estimated-B/agent")
+					b.ReportMetric(float64(f.registry.Use().Bytes())/float64(n), "estimated-B/agent")
 				}
 			})
 		}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/budget"
+	"github.com/coder/agentstatsd/fleet/internal/capacity"
 	"github.com/coder/agentstatsd/fleet/internal/durations"
 	"github.com/coder/agentstatsd/internal/ownmetrics"
 )
@@ -72,9 +73,9 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		agents:                 gauge("agentstatsd_agents_registered", "Agents that are registered."),
 		workspaces:             gauge("agentstatsd_workspaces_registered", "Workspaces that are registered, with or without agents."),
 		bytes:                  gauge("agentstatsd_registrations_bytes", "Estimated memory of all registrations, in bytes."),
-		beyondLimit:            vec("agentstatsd_registrations_beyond_limit_total", "Agents read from the database while the registrations exceeded a limit of this replica; they are served.", "limit", refusedMaxAgents, refusedMaxBytes),
+		beyondLimit:            vec("agentstatsd_registrations_beyond_limit_total", "Agents read from the database while the registrations exceeded a limit of this replica; they are served.", "limit", capacity.ReasonMaxAgents, capacity.ReasonMaxBytes),
 		registrations:          vec("agentstatsd_registrations_total", "Registrations of agents by outcome.", "outcome", outcomeNew, outcomeChanged, outcomeUnchanged, outcomeSuperseded, outcomeStale, outcomeDeregistered, outcomeRefused),
-		refused:                vec("agentstatsd_registration_changes_refused_total", "Refused changes of the registrations, by reason. Nothing of them takes effect.", "reason", refusedInvalid, refusedMaxAgents, refusedMaxBytes, refusedNeedsForce, refusedStore),
+		refused:                vec("agentstatsd_registration_changes_refused_total", "Refused changes of the registrations, by reason. Nothing of them takes effect.", "reason", refusedInvalid, capacity.ReasonMaxAgents, capacity.ReasonMaxBytes, refusedNeedsForce, refusedStore),
 		statesUnserved:         counter("agentstatsd_states_unserved_total", "Times that a series of an agent's state was of a family that is not served, a fault of the service."),
 		sessions:               gauge("agentstatsd_sessions", "Live sessions of agents."),
 		sessionsEnded:          vec("agentstatsd_sessions_ended_total", "Ended sessions of agents, by end.", "end", ends...),

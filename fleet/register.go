@@ -8,8 +8,10 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/capacity"
 	"github.com/coder/agentstatsd/fleet/internal/kept"
 	"github.com/coder/agentstatsd/fleet/internal/notification"
+	"github.com/coder/agentstatsd/fleet/internal/plan"
 	"github.com/coder/agentstatsd/internal/backoff"
 )
 
@@ -24,8 +26,6 @@ const (
 	outcomeRefused      = "refused"
 
 	refusedInvalid    = "invalid"
-	refusedMaxAgents  = "max_agents"
-	refusedMaxBytes   = "max_bytes"
 	refusedNeedsForce = "needs_force"
 	refusedStore      = "store"
 )
@@ -53,21 +53,21 @@ type Synced struct {
 // ErrTooLarge, ErrTokens, ErrUnavailable, and those of the store.
 func (f *Fleet) Register(ctx context.Context, set Set) (Registered, error) {
 	set = set.Sorted()
-	p, err := f.apply(ctx, func(r *registry) (*plan, error) {
-		left, gone, err := f.withoutRemoved(ctx, r, set)
+	p, err := f.apply(ctx, func(r *registry) (*plan.Plan, error) {
+		completed, gone, err := f.completed(ctx, r, set)
 		if err != nil {
 			return nil, err
 		}
-		p, err := planRegistrations(r, left, nil, f.opts.Load())
+		p, err := plan.Register(r, completed, f.opts.Load().capacity())
 		if err == nil {
-			p.stale = append(p.stale, gone...)
+			p.Stale = append(p.Stale, gone...)
 		}
 		return p, err
 	})
 	if err != nil {
 		return Registered{}, err
 	}
-	return Registered{Superseded: p.superseded, Stale: p.stale, Refused: p.refused}, nil
+	return Registered{Superseded: p.Superseded, Stale: p.Stale, Refused: p.Refused}, nil
 }
 
 // Deregister removes agents, and workspaces with all their agents. It ends their
@@ -75,13 +75,13 @@ func (f *Fleet) Register(ctx context.Context, set Set) (Registered, error) {
 // number of agents that were registered. Errors: ErrUnavailable, and those of the
 // store. After an error the agents are still registered.
 func (f *Fleet) Deregister(ctx context.Context, agents, workspaces []agent.ID) (int, error) {
-	p, err := f.apply(ctx, func(r *registry) (*plan, error) {
-		return planDeregistration(r, agents, workspaces), nil
+	p, err := f.apply(ctx, func(r *registry) (*plan.Plan, error) {
+		return plan.Deregister(r, agents, workspaces), nil
 	})
 	if err != nil {
 		return 0, err
 	}
-	return len(p.deregistered), nil
+	return len(p.Deregistered), nil
 }
 
 // Sync is a running replacement of the whole set of registrations.
@@ -107,17 +107,17 @@ func (f *Fleet) BeginSync() (*Sync, error) {
 // Other errors are those of Register.
 func (s *Sync) Apply(ctx context.Context, set Set, force bool) (Synced, error) {
 	set = set.Sorted()
-	p, err := s.fleet.apply(ctx, func(r *registry) (*plan, error) {
-		left, _, err := s.fleet.withoutRemoved(ctx, r, set)
+	p, err := s.fleet.apply(ctx, func(r *registry) (*plan.Plan, error) {
+		completed, _, err := s.fleet.completed(ctx, r, set)
 		if err != nil {
 			return nil, err
 		}
-		return planRegistrations(r, left, &scope{s.revision, set.ReadAt, force}, s.fleet.opts.Load())
+		return plan.Sync(r, completed, r.earlier(s.revision, set.ReadAt), force, s.fleet.opts.Load().capacity())
 	})
 	if err != nil {
 		return Synced{}, err
 	}
-	return Synced{Registered: len(p.named), Deregistered: len(p.deregistered), Superseded: len(p.superseded), Refused: p.refused}, nil
+	return Synced{Registered: len(p.Named), Deregistered: len(p.Deregistered), Superseded: len(p.Superseded), Refused: p.Refused}, nil
 }
 
 const (
@@ -133,7 +133,7 @@ const (
 // apply decides a plan and carries it out: it starts the removals, changes the
 // database, then memory. It decides again, at most maxDecisions times, if another
 // replica changed the registrations first.
-func (f *Fleet) apply(ctx context.Context, decide func(*registry) (*plan, error)) (*plan, error) {
+func (f *Fleet) apply(ctx context.Context, decide func(*registry) (*plan.Plan, error)) (*plan.Plan, error) {
 	if err := f.lockChanges(ctx); err != nil {
 		return nil, err
 	}
@@ -154,7 +154,7 @@ func (f *Fleet) apply(ctx context.Context, decide func(*registry) (*plan, error)
 	}
 }
 
-func (f *Fleet) applyOnce(ctx context.Context, decide func(*registry) (*plan, error)) (*plan, error) {
+func (f *Fleet) applyOnce(ctx context.Context, decide func(*registry) (*plan.Plan, error)) (*plan.Plan, error) {
 	if f.peers != nil {
 		// The plan must see all registrations: a sync cannot deregister an agent
 		// that this replica does not know.
@@ -170,10 +170,10 @@ func (f *Fleet) applyOnce(ctx context.Context, decide func(*registry) (*plan, er
 	entries := f.startRemoval(p)
 	if f.peers == nil {
 		// Only other replicas need to know which agents were named again.
-		p.change.NamedAgents, p.change.NamedWorkspaces = nil, nil
+		p.Change.NamedAgents, p.Change.NamedWorkspaces = nil, nil
 	}
-	if !p.isEmpty() {
-		revision, err := f.store.ApplyChange(ctx, f.revision, p.change)
+	if !p.IsEmpty() {
+		revision, err := f.store.ApplyChange(ctx, f.revision, p.Change)
 		if err != nil {
 			f.abortRemoval(entries)
 			if !errors.Is(err, agent.ErrOutdated) {
@@ -186,7 +186,7 @@ func (f *Fleet) applyOnce(ctx context.Context, decide func(*registry) (*plan, er
 		}
 		f.unstored.Note(nil, time.Time{})
 		f.revision = revision
-		p.setIncarnations(&f.registry, revision)
+		p.SetIncarnations(&f.registry, revision)
 		f.peers.notify(notification.Registrations)
 	}
 	added := f.commit(p, entries)
@@ -198,9 +198,9 @@ func (f *Fleet) countRefused(err error) {
 	reason := refusedInvalid
 	switch {
 	case errors.Is(err, ErrTooMany):
-		reason = refusedMaxAgents
+		reason = capacity.ReasonMaxAgents
 	case errors.Is(err, ErrTooLarge):
-		reason = refusedMaxBytes
+		reason = capacity.ReasonMaxBytes
 	case errors.Is(err, ErrNeedsForce):
 		reason = refusedNeedsForce
 	}
@@ -215,8 +215,8 @@ func (f *Fleet) countRefused(err error) {
 // startRemoval ends the sessions, and removes series and pending metadata, before
 // the database removes the agents. Otherwise late writes would be refused. An agent
 // cannot connect while it is removing.
-func (f *Fleet) startRemoval(p *plan) []*entry {
-	entries := make([]*entry, 0, len(p.change.RemovedAgents))
+func (f *Fleet) startRemoval(p *plan.Plan) []*entry {
+	entries := make([]*entry, 0, len(p.Change.RemovedAgents))
 	cut := func(ids []agent.ID, end End) {
 		for _, id := range ids {
 			e := f.registry.agents.Get(id)
@@ -237,8 +237,8 @@ func (f *Fleet) startRemoval(p *plan) []*entry {
 			e.requestMu.Unlock()
 		}
 	}
-	cut(p.superseded, EndSuperseded)
-	cut(p.deregistered, EndDeregistered)
+	cut(p.Superseded, EndSuperseded)
+	cut(p.Deregistered, EndDeregistered)
 	return entries
 }
 
@@ -259,7 +259,7 @@ func (f *Fleet) abortRemoval(entries []*entry) {
 
 // commit changes memory as the database was changed. It returns the number of new
 // agents.
-func (f *Fleet) commit(p *plan, entries []*entry) int {
+func (f *Fleet) commit(p *plan.Plan, entries []*entry) int {
 	for _, e := range entries {
 		e.mu.Lock()
 		e.phase = phaseRemoved
@@ -272,7 +272,7 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 	var relabeled, revoked, retokened []*entry
 	var added, changed []*entry
 	labelKeys := make(map[labelKey]struct{})
-	removed := make([]*workspace, 0, len(p.change.RemovedWorkspaces))
+	removed := make([]*workspace, 0, len(p.Change.RemovedWorkspaces))
 
 	f.mu.Lock()
 	r := &f.registry
@@ -282,12 +282,12 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 		r.addUnbuilt(r.workspaces.Get(e.reg.Load().Workspace.ID), labelKeys)
 	}
 	r.remove(entries)
-	for _, w := range p.workspaces {
+	for _, w := range p.Workspaces {
 		put := r.putWorkspace(w, labelKeys)
 		put.named = named
 		r.addUnbuilt(put, labelKeys)
 	}
-	for id, reg := range p.regs {
+	for id, reg := range p.Agents {
 		e := r.agents.Get(id)
 		if e == nil {
 			continue
@@ -297,7 +297,7 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 			retokened = append(retokened, e)
 		}
 	}
-	for id, reg := range p.regs {
+	for id, reg := range p.Agents {
 		e := r.agents.Get(id)
 		if e == nil {
 			e = newEntry(id, r.texts.Registration(reg, r.workspaces.Get(reg.Workspace.ID).reg.Load()))
@@ -305,7 +305,7 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 			added = append(added, e)
 			continue
 		}
-		if _, isNamed := p.named[id]; isNamed {
+		if _, isNamed := p.Named[id]; isNamed {
 			e.named = named
 		}
 		old := e.reg.Load()
@@ -324,13 +324,13 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 	for _, e := range retokened {
 		r.addToken(e)
 	}
-	for _, id := range p.again {
+	for _, id := range p.Again {
 		if e := r.agents.Get(id); e != nil {
 			e.named = named
 		}
 	}
 	r.add(added)
-	for _, id := range p.change.RemovedWorkspaces {
+	for _, id := range p.Change.RemovedWorkspaces {
 		removed = append(removed, r.workspaces.Get(id))
 		r.removeWorkspace(r.workspaces.Get(id), labelKeys)
 	}
@@ -347,7 +347,7 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 		e.mu.Unlock()
 	}
 	f.publishChange(removed, labelKeys, slices.Concat(added, changed))
-	for id := range p.workspaces {
+	for id := range p.Workspaces {
 		f.queueFinishedBuildOf(r.workspaces.Get(id)) // coderd may have seen its end
 	}
 	f.notifyChange(entries, added, changed)
@@ -415,15 +415,15 @@ func (e *entry) revoke(f *Fleet) {
 	f.publishPresenceLocked(e, time.Now())
 }
 
-func (f *Fleet) countOutcomes(p *plan, added int) {
+func (f *Fleet) countOutcomes(p *plan.Plan, added int) {
 	for outcome, n := range map[string]int{
 		outcomeNew:          added,
-		outcomeChanged:      len(p.regs) - added,
-		outcomeUnchanged:    p.unchanged,
-		outcomeSuperseded:   len(p.superseded),
-		outcomeStale:        len(p.stale),
-		outcomeDeregistered: len(p.deregistered),
-		outcomeRefused:      len(p.refused),
+		outcomeChanged:      len(p.Agents) - added,
+		outcomeUnchanged:    p.Unchanged,
+		outcomeSuperseded:   len(p.Superseded),
+		outcomeStale:        len(p.Stale),
+		outcomeDeregistered: len(p.Deregistered),
+		outcomeRefused:      len(p.Refused),
 	} {
 		f.metrics.registrations.WithLabelValues(outcome).Add(float64(n))
 	}
@@ -431,8 +431,9 @@ func (f *Fleet) countOutcomes(p *plan, added int) {
 
 func (f *Fleet) setSizes() {
 	f.mu.RLock()
-	defer f.mu.RUnlock()
-	f.metrics.agents.Set(float64(f.registry.agents.Len()))
-	f.metrics.workspaces.Set(float64(f.registry.workspaces.Len()))
-	f.metrics.bytes.Set(float64(f.registry.bytes()))
+	use := f.registry.Use()
+	f.mu.RUnlock()
+	f.metrics.agents.Set(float64(use.Agents))
+	f.metrics.workspaces.Set(float64(use.Workspaces))
+	f.metrics.bytes.Set(float64(use.Bytes()))
 }

@@ -29,6 +29,7 @@ func tokenRefusal(n, w, other int) agent.RegistrationRefusal {
 	}
 }
 
+// A registration that is decided on takes effect: package plan tests what is decided.
 func TestRegister(t *testing.T) {
 	type reg = agent.Registration
 	named := func(name string) func(*reg) { return func(r *reg) { r.Name = name } }
@@ -65,13 +66,6 @@ func TestRegister(t *testing.T) {
 			journal:    []string{"series remove 1", "pending remove 1", "store change"},
 		},
 		{
-			name:   "an older build is stale",
-			before: []reg{registration(2, 1, 2)},
-			then:   []reg{registration(1, 1, 1)},
-			stale:  ids(1),
-			after:  ids(2),
-		},
-		{
 			name:    "an older build is stale under another name too, and does not set the workspace back",
 			before:  []reg{registration(2, 1, 2)},
 			then:    []reg{with(registration(1, 1, 1), func(r *reg) { r.Name = "dev"; r.Workspace.Name = "old" }), registration(3, 3, 1)},
@@ -80,48 +74,12 @@ func TestRegister(t *testing.T) {
 			journal: []string{"store change"},
 		},
 		{
-			name:   "both builds in one request",
-			then:   []reg{registration(1, 1, 1), registration(2, 1, 2)},
-			stale:  ids(1),
-			after:  ids(2),
-			before: nil, journal: []string{"store change"},
-		},
-		{
 			name:       "the older one is named beside the newer one",
 			before:     []reg{registration(1, 1, 1)},
 			then:       []reg{registration(2, 1, 2), registration(1, 1, 1)},
 			superseded: ids(1),
 			after:      ids(2),
 			journal:    []string{"series remove 1", "pending remove 1", "store change"},
-		},
-		{
-			name:       "the newer agent of one build",
-			before:     []reg{registration(1, 1, 1)},
-			then:       []reg{with(registration(2, 1, 1), func(r *reg) { r.CreatedAt = r.CreatedAt.Add(time.Second) })},
-			superseded: ids(1),
-			after:      ids(2),
-			journal:    []string{"series remove 1", "pending remove 1", "store change"},
-		},
-		{
-			name:   "the older agent of one build",
-			before: []reg{with(registration(2, 1, 1), func(r *reg) { r.CreatedAt = r.CreatedAt.Add(time.Second) })},
-			then:   []reg{registration(1, 1, 1)},
-			stale:  ids(1),
-			after:  ids(2),
-		},
-		{
-			name:   "the higher id of one build and time",
-			before: []reg{registration(2, 1, 1)},
-			then:   []reg{registration(1, 1, 1)},
-			stale:  ids(1),
-			after:  ids(2),
-		},
-		{
-			name:    "two agents of a workspace",
-			before:  []reg{registration(1, 1, 1)},
-			then:    []reg{with(registration(2, 1, 1), named("dev"))},
-			after:   ids(1, 2),
-			journal: []string{"store change"},
 		},
 		{
 			name:    "names change hands",
@@ -172,23 +130,6 @@ func TestRegister(t *testing.T) {
 			journal: []string{"store change"},
 		},
 		{
-			name:    "one token for two",
-			then:    []reg{registration(1, 1, 1), with(registration(2, 2, 1), func(r *reg) { r.TokenHash = sha256.Sum256([]byte(token(1))) })},
-			refused: []agent.RegistrationRefusal{tokenRefusal(2, 2, 1)},
-			after:   ids(1),
-			journal: []string{"store change"},
-		},
-		{
-			name:   "who is refused a token keeps its own, which others do not get then",
-			before: []reg{registration(1, 1, 1), registration(2, 2, 1)},
-			then: []reg{
-				with(registration(3, 3, 1), func(r *reg) { r.TokenHash = sha256.Sum256([]byte(token(2))) }),
-				with(registration(2, 2, 1), func(r *reg) { r.TokenHash = sha256.Sum256([]byte(token(1))) }),
-			},
-			refused: []agent.RegistrationRefusal{tokenRefusal(2, 2, 1), tokenRefusal(3, 3, 2)},
-			after:   ids(1, 2),
-		},
-		{
 			name:    "one id twice",
 			then:    []reg{registration(1, 1, 1), registration(1, 2, 1)},
 			refused: []agent.RegistrationRefusal{{Agent: nid(1), Workspace: nid(1002), Field: "id", Problem: "want each agent once"}},
@@ -201,21 +142,6 @@ func TestRegister(t *testing.T) {
 			then:   []reg{registration(5, 5, 1)},
 			err:    "too many registrations: want at most 4 agents (--max-agents), got 5",
 			after:  ids(1, 2, 3, 4),
-		},
-		{
-			name:       "as many as may be, one in the place of another",
-			before:     []reg{registration(1, 1, 1), registration(2, 2, 1), registration(3, 3, 1), registration(4, 4, 1)},
-			then:       []reg{registration(5, 4, 2)},
-			superseded: ids(4),
-			after:      ids(1, 2, 3, 5),
-			journal:    []string{"series remove 4", "pending remove 4", "store change"},
-		},
-		{
-			name:       "too many workspaces",
-			before:     []reg{registration(1, 1, 1), registration(2, 2, 1), registration(3, 3, 1), registration(4, 4, 1)},
-			workspaces: []agent.Workspace{registration(5, 5, 1).Workspace},
-			err:        "too many registrations: want at most 4 workspaces (--max-agents), got 5",
-			after:      ids(1, 2, 3, 4),
 		},
 		{
 			name:    "an agent moves to another workspace",
@@ -256,7 +182,7 @@ func requireConsistent(t require.TestingT, p parts) {
 		in += len(w.agents)
 	}
 	require.Equal(t, r.agents.Len(), in)
-	require.Equal(t, bytesOf(r), r.bytes())
+	require.Equal(t, bytesOf(r), r.Use().Bytes())
 	identities := map[string]agent.ID{}
 	tokens := 0
 	for i, e := range r.order {
@@ -441,22 +367,6 @@ func TestRevokedToken(t *testing.T) {
 	id, err := p.Authenticate(t.Context(), "new")
 	require.NoError(t, err)
 	require.Equal(t, nid(1), id)
-}
-
-// What a refused agent says of its workspace is not kept, nor given to other agents of
-// the set.
-func TestRefusedAgentNamesNoWorkspace(t *testing.T) {
-	p := loaded(t, Options{}, registration(9, 9, 1))
-	refused := with(registration(2, 1, 1), func(r *agent.Registration) {
-		r.Name, r.Workspace.Name, r.TokenHash = "second", "wrong", sha256.Sum256([]byte(token(9)))
-	})
-	done, err := p.Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1), refused}})
-	require.NoError(t, err)
-	require.Len(t, done.Refused, 1)
-	require.Equal(t, "ws1", p.registry.workspaces.Get(nid(1001)).reg.Load().Value().Name)
-	info, err := p.Agent(nid(1))
-	require.NoError(t, err)
-	require.Equal(t, "ws1", info.Registration.Workspace.Name)
 }
 
 func TestSupersededSessionEnds(t *testing.T) {

@@ -1,8 +1,6 @@
 package fleet
 
 import (
-	"bytes"
-	"cmp"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -199,24 +197,4 @@ func (r *registry) remove(entries []*entry) {
 		w.agents = slices.DeleteFunc(w.agents, func(other *entry) bool { return other == e })
 	}
 	r.order = ordered.Without(r.order, entries, compareEntries)
-}
-
-// agentNamed returns the workspace's agent with the name, other than those that
-// skip returns true for; nil: none.
-func (r *registry) agentNamed(workspaceID agent.ID, name string, skip func(agent.ID) bool) *entry {
-	w := r.workspaces.Get(workspaceID)
-	if w == nil {
-		return nil
-	}
-	for _, e := range w.agents {
-		if e.reg.Load().Name() == name && !skip(e.id) {
-			return e
-		}
-	}
-	return nil
-}
-
-// compareAge returns 1 if a is newer than b, of one build of one workspace.
-func compareAge(a, b *agent.Registration) int {
-	return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), bytes.Compare(a.ID[:], b.ID[:]))
 }

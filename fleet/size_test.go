@@ -43,7 +43,7 @@ func TestRegistrationBytes(t *testing.T) {
 	p := loaded(t, Options{MaxBytes: limit}, large(1, 40_000), large(2, 40_000))
 	refused := func(set Set, sync bool) {
 		t.Helper()
-		before := p.registry.bytes()
+		before := p.registry.Use().Bytes()
 		var err error
 		if sync {
 			s, began := p.BeginSync()
@@ -54,7 +54,7 @@ func TestRegistrationBytes(t *testing.T) {
 		}
 		require.ErrorIs(t, err, ErrTooLarge)
 		require.Regexp(t, `^too large registrations: want at most 100000 bytes in memory of all \(--max-registrations-bytes\), got 1[0-9]{5}$`, err.Error())
-		require.Equal(t, before, p.registry.bytes())
+		require.Equal(t, before, p.registry.Use().Bytes())
 		requireConsistent(t, p)
 	}
 	refused(Set{Agents: []agent.Registration{large(3, 30_000)}}, false)
