@@ -79,7 +79,8 @@ func TestRunCoder(t *testing.T) {
 	rpc := new(codertest.RPC)
 	o := coderOf(t, 3, rpc)
 	summary := runCoder(t, o, func() bool {
-		return len(accepted(rpc, codertest.UpdateLifecycle)) == 3 && len(accepted(rpc, codertest.BatchUpdateMetadata)) == 3
+		return len(accepted(rpc, codertest.UpdateLifecycle)) == 3 && len(accepted(rpc, codertest.BatchUpdateMetadata)) == 3 &&
+			len(accepted(rpc, codertest.Coordinate)) == 3
 	})
 	require.True(t, summary.Complete(), "%+v", summary)
 	require.Equal(t, 3, summary.Agents)
