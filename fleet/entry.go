@@ -10,6 +10,8 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/budget"
 	"github.com/coder/agentstatsd/fleet/internal/kept"
+	"github.com/coder/agentstatsd/fleet/internal/metadatakeys"
+	"github.com/coder/agentstatsd/fleet/internal/pendingacks"
 )
 
 // phase is where an agent is in its removal: see startRemoval.
@@ -76,9 +78,9 @@ type history struct {
 
 // activity is what is needed of an agent that has a session here, or had one lately.
 type activity struct {
-	live         *Session      // nil: none
-	instances    []*instance   // those without a session first, oldest first
-	metadataKeys []string      // request.go: sorted; of an agent whose template declares none
+	live         *Session    // nil: none
+	instances    []*instance // those without a session first, oldest first
+	metadataKeys metadatakeys.Keys
 	budget       budget.Budget // limits.go
 	state        state
 }
@@ -89,8 +91,10 @@ type state struct {
 	newest        agent.State
 	lifecycleFrom agent.Instance // who said the newest lifecycle; zero: not known
 	queued        bool           // in Fleet.queue
-	pendingAcks   []pendingAck   // of sequences that newest has and the database may not
+	pendingAcks   pendingAcks    // of sequences that newest has and the database may not
 }
+
+type pendingAcks = pendingacks.List[*instance]
 
 func newEntry(id agent.ID, reg *kept.Registration) *entry {
 	e := &entry{id: id}
@@ -160,7 +164,7 @@ func (e *entry) instancesLocked() []*instance {
 }
 
 // pendingAcksLocked returns a copy of the list of acks that wait for the agent's state.
-func (e *entry) pendingAcksLocked() []pendingAck {
+func (e *entry) pendingAcksLocked() pendingAcks {
 	if e.active == nil {
 		return nil
 	}

@@ -87,7 +87,7 @@ func (e *entry) dropInstanceLocked(at int) {
 	a := e.activeLocked()
 	i := a.instances[at]
 	a.instances = slices.Delete(a.instances, at, at+1)
-	a.state.pendingAcks = slices.DeleteFunc(a.state.pendingAcks, func(p pendingAck) bool { return p.instance == i })
+	a.state.pendingAcks.Remove(i)
 }
 
 func (e *entry) forgetInstanceLocked(i *instance) {

@@ -2,9 +2,7 @@ package fleet
 
 import (
 	"fmt"
-	"strings"
 	"testing"
-	"unsafe"
 
 	"github.com/stretchr/testify/require"
 
@@ -44,46 +42,6 @@ func TestMetadataKeysAllocations(t *testing.T) {
 			require.Zero(t, testing.AllocsPerRun(100, admit), "%d declared", len(declared))
 		})
 	}
-}
-
-// The memory of the entries is somebody else's afterwards: nothing that is kept
-// or returned is in it.
-func TestMetadataKeysKeepNoMemory(t *testing.T) {
-	for _, declared := range [][]string{{"a", "b"}, nil} {
-		requestOf(t, Options{MaxMetadataKeys: 2}, declared, func(r Request) {
-			admit := func(keys ...string) (kept int, refused []agent.Refusal) {
-				var entries []agent.MetadataEntry
-				var memory [][]byte
-				for _, key := range keys {
-					memory = append(memory, []byte(key))
-					b := memory[len(memory)-1]
-					entries = append(entries, agent.MetadataEntry{Key: unsafe.String(unsafe.SliceData(b), len(b))})
-				}
-				entries, refused = r.AdmitMetadata(entries)
-				for _, b := range memory {
-					copy(b, strings.Repeat("#", len(b)))
-				}
-				return len(entries), refused
-			}
-			kept, refused := admit("b", "a", "c")
-			require.Equal(t, 2, kept)
-			require.Equal(t, []string{"c"}, refused[0].Names)
-			kept, refused = admit("a", "b", "a", "###", strings.Repeat("\u00e9", 150), "x"+strings.Repeat("\u00e9", 150))
-			require.Equal(t, 3, kept)
-			require.Equal(t, []string{"###", strings.Repeat("\u00e9", 100), "x" + strings.Repeat("\u00e9", 99)}, refused[0].Names)
-		})
-	}
-}
-
-// What cannot be stored takes no place among the agent's keys, nor memory.
-func TestMetadataKeysTooLong(t *testing.T) {
-	requestOf(t, Options{MaxMetadataKeys: 1}, nil, func(r Request) {
-		long := agent.MetadataEntry{Key: strings.Repeat("k", agent.MaxMetadataKeyBytes)}
-		tooLong := agent.MetadataEntry{Key: long.Key + "k"}
-		kept, refused := r.AdmitMetadata([]agent.MetadataEntry{tooLong, long, {Key: "no room"}, tooLong})
-		require.Equal(t, []agent.MetadataEntry{tooLong, long, tooLong}, kept)
-		require.Equal(t, []string{"no room"}, refused[0].Names)
-	})
 }
 
 func BenchmarkAdmitMetadata10(b *testing.B) {

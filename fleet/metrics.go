@@ -7,6 +7,7 @@ import (
 	"github.com/coder/agentstatsd/fleet/internal/budget"
 	"github.com/coder/agentstatsd/fleet/internal/capacity"
 	"github.com/coder/agentstatsd/fleet/internal/durations"
+	"github.com/coder/agentstatsd/fleet/internal/metadatakeys"
 	"github.com/coder/agentstatsd/internal/ownmetrics"
 )
 
@@ -80,7 +81,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		sessions:               gauge("agentstatsd_sessions", "Live sessions of agents."),
 		sessionsEnded:          vec("agentstatsd_sessions_ended_total", "Ended sessions of agents, by end.", "end", ends...),
 		duplicates:             counter("agentstatsd_duplicate_requests_total", "Requests ignored because their sequence was received before."),
-		refusedKeys:            vec("agentstatsd_metadata_refused_keys_total", "Metadata entries refused because of their key.", "reason", ReasonUndeclaredKey, ReasonTooManyKeys),
+		refusedKeys:            vec("agentstatsd_metadata_refused_keys_total", "Metadata entries refused because of their key.", "reason", metadatakeys.ReasonUndeclared, metadatakeys.ReasonTooMany),
 		limited:                vec("agentstatsd_agents_limited_total", "Penalties of agents that exceeded a limit: they may open no session for a while.", "reason", budget.ReasonMessages, budget.ReasonBytes, budget.ReasonRefused),
 		delayed:                vec("agentstatsd_agent_messages_delayed_total", "Messages that were delayed because their agent exceeded a rate.", "reason", budget.ReasonMessages, budget.ReasonBytes),
 		sessionsRefused:        counter("agentstatsd_sessions_refused_total", "Sessions refused because of a penalty or a rate of their agent."),

@@ -106,8 +106,8 @@ func (f *Fleet) raiseEpochLocked(e *entry) {
 // the next write. Instances that sent them under a lower epoch must send them again.
 func (f *Fleet) supersedePendingLocked(e *entry, epoch int64) {
 	for _, ack := range e.pendingAcksLocked() {
-		if ack.epoch < epoch {
-			f.supersedeLocked(ack.instance, epoch)
+		if ack.Epoch < epoch {
+			f.supersedeLocked(ack.Instance, epoch)
 		}
 	}
 }
@@ -121,7 +121,7 @@ func (f *Fleet) supersedeByFirst(w stateWrite, stored int64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, ack := range slices.Concat(w.pendingAcks, e.pendingAcksLocked()) {
-		f.supersedeLocked(ack.instance, stored)
+		f.supersedeLocked(ack.Instance, stored)
 	}
 	past, a := e.historyLocked(), e.activeLocked()
 	past.storedEpoch = max(past.storedEpoch, stored)

@@ -1,22 +1,11 @@
 package fleet
 
 import (
-	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/apphealth"
-)
-
-// Reasons of refusals: labels of agentstatsd_metadata_refused_keys_total, and the
-// reasons that agents receive.
-const (
-	ReasonUndeclaredKey = "undeclared_key"
-	ReasonTooManyKeys   = "too_many_keys"
-	ReasonUnknownApp    = apphealth.ReasonUnknownApp
-	ReasonDisabledApp   = apphealth.ReasonDisabledApp
+	"github.com/coder/agentstatsd/fleet/internal/metadatakeys"
 )
 
 // Request is one request of an agent while it is handled. It is valid during the
@@ -74,60 +63,22 @@ func (r Request) Refuse(refused []agent.Refusal) { r.instance.AddRefusals(r.orde
 // AdmitMetadata returns the entries with admitted keys, and refusals of the others.
 // A template that declares keys admits those. Otherwise the first
 // Options.MaxMetadataKeys keys of the agent are admitted. It reuses the memory of
-// entries, and copies the texts that it retains. Keys that are empty, have a NUL or
-// exceed agent.MaxMetadataKeyBytes pass without being counted: the batcher refuses
-// them.
+// entries, and copies the texts that it retains. Keys that cannot be stored pass without
+// being counted: the batcher refuses them.
 func (r Request) AdmitMetadata(entries []agent.MetadataEntry) ([]agent.MetadataEntry, []agent.Refusal) {
-	var (
-		kept    []agent.MetadataEntry
-		names   []string
-		refused int
-	)
-	declared := r.session.reg.Load().MetadataKeys
-	limit := r.fleet.opts.Load().MaxMetadataKeys
-	if len(declared) > 0 {
-		kept, names, refused = agent.FilterEntries(entries, func(key string) bool {
-			_, found := slices.BinarySearch(declared, key)
-			return found
-		})
+	var refused *agent.Refusal
+	if declared := r.session.reg.Load().MetadataKeys; len(declared) > 0 {
+		entries, refused = metadatakeys.AdmitDeclared(entries, declared)
 	} else {
 		r.entry.mu.Lock()
-		defer r.entry.mu.Unlock()
-		kept, names, refused = agent.FilterEntries(entries, func(key string) bool { return r.entry.admitKeyLocked(key, limit) })
+		entries, refused = r.entry.activeLocked().metadataKeys.Admit(entries, r.fleet.opts.Load().MaxMetadataKeys)
+		r.entry.mu.Unlock()
 	}
-	if refused == 0 {
-		return kept, nil
+	if refused == nil {
+		return entries, nil
 	}
-	refusal := agent.Refusal{
-		Kind:    agent.RefusedLimit,
-		Reason:  ReasonTooManyKeys,
-		Message: fmt.Sprintf("metadata keys: want at most %d of an agent whose template declares none (--metadata-max-keys)", limit),
-		Names:   names,
-		Count:   refused,
-	}
-	if len(declared) > 0 {
-		refusal.Kind, refusal.Reason = agent.RefusedNotAllowed, ReasonUndeclaredKey
-		refusal.Message = fmt.Sprintf("metadata key: want one of the %d that the template declares", len(declared))
-	}
-	r.fleet.metrics.refusedKeys.WithLabelValues(refusal.Reason).Add(float64(refused))
-	return kept, []agent.Refusal{refusal}
-}
-
-// admitKeyLocked returns whether the agent may have the key, and remembers it.
-func (e *entry) admitKeyLocked(key string, limit int) bool {
-	if key == "" || len(key) > agent.MaxMetadataKeyBytes || strings.IndexByte(key, 0) >= 0 {
-		return true
-	}
-	a := e.activeLocked()
-	i, found := slices.BinarySearch(a.metadataKeys, key)
-	if found {
-		return true
-	}
-	if len(a.metadataKeys) >= limit {
-		return false
-	}
-	a.metadataKeys = slices.Insert(a.metadataKeys, i, strings.Clone(key))
-	return true
+	r.fleet.metrics.refusedKeys.WithLabelValues(refused.Reason).Add(float64(refused.Count))
+	return entries, []agent.Refusal{*refused}
 }
 
 // SetAppHealth records the health of apps, unless a newer one is known. The request's ack
@@ -172,26 +123,9 @@ func (r Request) changeState(change func(*agent.State) (notify bool)) {
 	if notify {
 		r.fleet.watchers.Notify(e.id)
 	}
-	e.addPendingAckLocked(r.instance, r.order)
+	state.pendingAcks.Add(r.instance, r.order)
 	if !state.queued {
 		state.queued = true
 		r.fleet.queue.AddState(e)
 	}
-}
-
-// pendingAck is the oldest sequence of an instance that waits for the agent's state to
-// be written. Newer sequences are durable with it.
-type pendingAck struct {
-	instance *instance
-	sequence int64
-	epoch    int64 // of the session that received it
-}
-
-func (e *entry) addPendingAckLocked(i *instance, order agent.Order) {
-	state := &e.activeLocked().state
-	if slices.ContainsFunc(state.pendingAcks, func(p pendingAck) bool { return p.instance == i }) {
-		return
-	}
-	i.AddPending(order.Sequence)
-	state.pendingAcks = append(state.pendingAcks, pendingAck{i, order.Sequence, order.Epoch})
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/notification"
@@ -42,7 +41,7 @@ func (f *Fleet) write(ctx context.Context) error {
 type stateWrite struct {
 	entry       *entry
 	state       agent.State
-	pendingAcks []pendingAck
+	pendingAcks pendingAcks
 }
 
 func (f *Fleet) writeStates(ctx context.Context) error {
@@ -106,9 +105,9 @@ func (f *Fleet) saveStates(ctx context.Context, batch []stateWrite) error {
 				continue
 			}
 			if lost {
-				w.supersedePending(stored.Epoch)
+				w.pendingAcks.Supersede(stored.Epoch)
 			}
-			w.resolve(nil)
+			w.pendingAcks.Resolve(nil)
 		}
 		return nil
 	case !errors.Is(err, agent.ErrRejected):
@@ -119,7 +118,7 @@ func (f *Fleet) saveStates(ctx context.Context, batch []stateWrite) error {
 	case len(batch) == 1:
 		f.metrics.statesRejected.Inc()
 		f.refusedStates.Log(ctx, f.log, slog.LevelWarn, "states", 1, "the database refuses the state of an agent", "agent", batch[0].entry.id, "error", err)
-		batch[0].resolve(&agent.Refusal{
+		batch[0].pendingAcks.Resolve(&agent.Refusal{
 			Kind:    agent.RefusedStore,
 			Reason:  "store",
 			Message: "the database refused the agent's state",
@@ -132,26 +131,6 @@ func (f *Fleet) saveStates(ctx context.Context, batch []stateWrite) error {
 	return errors.Join(err, f.saveStates(ctx, batch[half:]))
 }
 
-// supersedePending supersedes the instances whose epoch is below the stored one. With
-// 0 it supersedes all: they belong to another incarnation. Their acks stay pending.
-func (w *stateWrite) supersedePending(stored int64) {
-	stay := w.pendingAcks[:0]
-	for _, ack := range w.pendingAcks {
-		if stored == 0 || stored > ack.epoch {
-			ack.instance.Supersede(stored)
-		} else {
-			stay = append(stay, ack)
-		}
-	}
-	w.pendingAcks = stay
-}
-
-func (w stateWrite) resolve(refusal *agent.Refusal) {
-	for _, ack := range w.pendingAcks {
-		ack.instance.Resolve([]agent.Resolution{{Sequence: ack.sequence, Refusal: refusal}})
-	}
-}
-
 // requeueState queues the state again, together with later changes of it.
 func (f *Fleet) requeueState(w stateWrite) {
 	e := w.entry
@@ -161,15 +140,8 @@ func (f *Fleet) requeueState(w stateWrite) {
 		return
 	}
 	state := &e.activeLocked().state
-	newer := state.pendingAcks
+	w.pendingAcks.Append(state.pendingAcks)
 	state.pendingAcks = w.pendingAcks
-	for _, ack := range newer {
-		if slices.ContainsFunc(w.pendingAcks, func(older pendingAck) bool { return older.instance == ack.instance }) {
-			ack.instance.Resolve([]agent.Resolution{{Sequence: ack.sequence}})
-			continue
-		}
-		state.pendingAcks = append(state.pendingAcks, ack)
-	}
 	f.supersedePendingLocked(e, e.history().storedEpoch) // stored parts may have replaced some meanwhile
 	if !state.queued {
 		state.queued = true
