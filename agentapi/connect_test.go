@@ -99,7 +99,6 @@ func TestSession(t *testing.T) {
 func TestViolations(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{
 		Server: grpcserver.Options{MaxAgentMessageBytes: 1000},
-		Fleet:  fleet.Options{RefusedBurst: 3, RefusedPerSecond: 1},
 	})
 	with := func(req *pb.ConnectRequest, change func(*pb.ConnectRequest)) *pb.ConnectRequest {
 		change(req)
@@ -134,7 +133,6 @@ func TestViolations(t *testing.T) {
 		{"after goodbye", []*pb.ConnectRequest{good, seq(1, edgetest.Metadata("k", "v")), seq(2, edgetest.Goodbye()), seq(3, edgetest.Goodbye())}, codes.InvalidArgument, "message: want none after goodbye"},
 		{"too large", []*pb.ConnectRequest{good, seq(1, edgetest.Metadata("k", strings.Repeat("x", 1000)))}, codes.ResourceExhausted, "message: want at most 1000 bytes (--max-agent-message-bytes), got 1017"},
 		{"hello too large", []*pb.ConnectRequest{seq(1, edgetest.Metadata("k", strings.Repeat("x", 1000)))}, codes.ResourceExhausted, "hello: want at most 1000 bytes (--max-agent-message-bytes), got 1017"},
-		{"too much refused", []*pb.ConnectRequest{good, seq(1, edgetest.Metadata("", "", "", "", "", "")), seq(2, edgetest.Metadata("", "", "", ""))}, codes.ResourceExhausted, "refused items of the agent: want at most 3 at once (--agent-refused-burst) and 1 a second after that (--agent-refused-rate), got 5"},
 	} {
 		if len(c.send) == 0 && edgetest.IsOverRelay(t) {
 			continue // then there is no session
@@ -150,6 +148,19 @@ func TestViolations(t *testing.T) {
 			stream.RequireEnd(c.code, c.text)
 		})
 	}
+}
+
+// Half a second between the two requests would be one item less.
+func TestTooMuchIsRefused(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := edgetest.Start(t, edgetest.Settings{Fleet: fleet.Options{RefusedBurst: 3, RefusedPerSecond: 1}})
+		s.Register(1)
+		c := s.Connect(edgetest.Session{Agent: 1})
+		c.SendNext(edgetest.Metadata("", "", "", "", "", ""))
+		c.SendNext(edgetest.Metadata("", "", "", ""))
+		require.NoError(t, c.CloseSend())
+		c.RequireEnd(codes.ResourceExhausted, "refused items of the agent: want at most 3 at once (--agent-refused-burst) and 1 a second after that (--agent-refused-rate), got 5")
+	})
 }
 
 func TestMalformedMessage(t *testing.T) {

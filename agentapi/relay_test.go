@@ -28,6 +28,7 @@ func TestRelayed(t *testing.T) {
 	for name, test := range map[string]func(*testing.T){
 		"session":             TestSession,
 		"violations":          TestViolations,
+		"too much refused":    TestTooMuchIsRefused,
 		"malformed message":   TestMalformedMessage,
 		"refusals by name":    TestRefusalsByName,
 		"session age":         TestSessionAge,
