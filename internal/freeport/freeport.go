@@ -15,34 +15,64 @@ import (
 const (
 	lowest  = 15_000
 	highest = 31_999
+	// blockPorts are the ports of a block: few processes need more than one, and there are
+	// 170 of them.
+	blockPorts = 100
 )
 
-var (
-	mu    sync.Mutex
-	given = make(map[int]struct{})
-)
+// ports gives ports of blocks that it has for itself: it listens on the first port of each.
+// Tests of other packages are other processes, and run at the same time.
+type ports struct {
+	mu sync.Mutex
+	// Guarded by mu.
 
-// Port returns a port of 127.0.0.1 that nobody listens on, and that it has not
-// returned in this process before.
-func Port() int {
-	mu.Lock()
-	defer mu.Unlock()
-	for {
-		port := lowest + rand.IntN(highest-lowest+1)
-		if _, used := given[port]; used {
-			continue
-		}
-		lis, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", addr(port))
-		if err != nil {
-			continue
-		}
-		_ = lis.Close()
-		given[port] = struct{}{}
-		return port
-	}
+	blocks []net.Listener
+	unused []int // ports of the newest block
 }
+
+var ofProcess ports
+
+// Port returns a port of 127.0.0.1 that nobody listens on, and that no process that is
+// still running has got from this package.
+func Port() int { return ofProcess.next() }
 
 // Addr is Port as host:port.
 func Addr() string { return addr(Port()) }
+
+func (p *ports) next() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for {
+		if len(p.unused) == 0 {
+			p.takeBlockLocked()
+		}
+		port := p.unused[0]
+		p.unused = p.unused[1:]
+		if lis, err := listen(port); err == nil {
+			_ = lis.Close()
+			return port
+		}
+	}
+}
+
+// takeBlockLocked takes a block that nobody has.
+func (p *ports) takeBlockLocked() {
+	for {
+		first := lowest + blockPorts*rand.IntN((highest-lowest+1)/blockPorts)
+		lis, err := listen(first)
+		if err != nil {
+			continue
+		}
+		p.blocks = append(p.blocks, lis)
+		for port := first + 1; port < first+blockPorts; port++ {
+			p.unused = append(p.unused, port)
+		}
+		return
+	}
+}
+
+func listen(port int) (net.Listener, error) {
+	return (&net.ListenConfig{}).Listen(context.Background(), "tcp", addr(port))
+}
 
 func addr(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }

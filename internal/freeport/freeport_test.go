@@ -2,7 +2,6 @@ package freeport
 
 import (
 	"net"
-	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -30,14 +29,33 @@ func TestAddr(t *testing.T) {
 
 // A port on which somebody listens is not given.
 func TestPortInUse(t *testing.T) {
-	for port := lowest; port <= highest; port++ {
-		given[port] = struct{}{}
-	}
-	defer clear(given)
-	lis, err := net.Listen("tcp", addr(lowest))
+	p := newPorts(t)
+	p.next()
+	lis, err := listen(p.unused[0])
 	require.NoError(t, err)
 	defer lis.Close()
-	delete(given, lowest)
-	delete(given, highest)
-	require.Equal(t, highest, Port(), strconv.Itoa(lowest)+" is in use")
+	want := p.unused[1]
+	require.Equal(t, want, p.next())
+}
+
+// Processes give no port that another one has given, also while nobody listens there.
+func TestPortsOfProcesses(t *testing.T) {
+	seen := make(map[int]bool)
+	for range 40 {
+		p := newPorts(t)
+		port := p.next()
+		require.False(t, seen[port], "another one has given %d", port)
+		seen[port] = true
+	}
+}
+
+// newPorts is what a process has. It ends with the test.
+func newPorts(t *testing.T) *ports {
+	p := new(ports)
+	t.Cleanup(func() {
+		for _, lis := range p.blocks {
+			_ = lis.Close()
+		}
+	})
+	return p
 }
