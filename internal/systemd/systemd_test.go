@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
+	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/internal/readiness"
 )
 
@@ -107,18 +108,19 @@ func TestReadyIsSaidSoon(t *testing.T) {
 
 // The watchdog is notified only while each part answers, and that one does not is logged.
 func TestWatchdogWaitsForAllParts(t *testing.T) {
-	for name, hang := range map[string]func(*sync.Mutex, *prometheus.Registry) func() readiness.Answer{
-		"readiness": func(mu *sync.Mutex, _ *prometheus.Registry) func() readiness.Answer {
+	// A part hangs while the lock, which holds one value, is full.
+	for name, hang := range map[string]func(lock chan struct{}, reg *prometheus.Registry) func() readiness.Answer{
+		"readiness": func(lock chan struct{}, _ *prometheus.Registry) func() readiness.Answer {
 			return func() readiness.Answer {
-				mu.Lock()
-				defer mu.Unlock()
+				lock <- struct{}{}
+				defer func() { <-lock }()
 				return alwaysReady()
 			}
 		},
-		"metrics": func(mu *sync.Mutex, reg *prometheus.Registry) func() readiness.Answer {
+		"metrics": func(lock chan struct{}, reg *prometheus.Registry) func() readiness.Answer {
 			reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "x"}, func() float64 {
-				mu.Lock()
-				defer mu.Unlock()
+				lock <- struct{}{}
+				defer func() { <-lock }()
 				return 1
 			}))
 			return alwaysReady
@@ -126,30 +128,33 @@ func TestWatchdogWaitsForAllParts(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			conn := listen(t)
-			t.Setenv("WATCHDOG_USEC", "20000")
-			var log lockedBuffer
-			var mu sync.Mutex
-			reg := prometheus.NewRegistry()
-			n, err := New(reg, hang(&mu, reg), "", slog.New(slog.NewTextHandler(&log, nil)))
-			require.NoError(t, err)
-			require.Equal(t, 10*time.Millisecond, n.interval)
-			go func() { _ = n.Run(t.Context()) }()
-			require.Equal(t, "READY=1\nWATCHDOG=1\nSTATUS=ready", next(t, conn))
-			require.Equal(t, "WATCHDOG=1", next(t, conn), "the line is the same")
+			t.Setenv("WATCHDOG_USEC", "20000000")
+			bubble.Test(t, func(t *testing.T) {
+				var log lockedBuffer
+				lock := make(chan struct{}, 1)
+				reg := prometheus.NewRegistry()
+				n, err := New(reg, hang(lock, reg), "", slog.New(slog.NewTextHandler(&log, nil)))
+				require.NoError(t, err)
+				require.Equal(t, 10*time.Second, n.interval)
+				go func() { _ = n.Run(t.Context()) }()
+				require.Equal(t, "READY=1\nWATCHDOG=1\nSTATUS=ready", next(t, conn))
+				time.Sleep(n.interval + time.Second)
+				require.Equal(t, "WATCHDOG=1", next(t, conn), "the line is the same")
 
-			mu.Lock()
-			require.Eventually(t, func() bool { return strings.Contains(log.String(), "a part of the process does not answer") }, 30*time.Second, time.Millisecond)
-			// What was sent before is read. Then nothing comes.
-			require.NoError(t, conn.SetReadDeadline(time.Now().Add(100*time.Millisecond)))
-			for err = nil; err == nil; {
+				lock <- struct{}{}
+				time.Sleep(2*n.interval - 2*time.Second)
+				require.Empty(t, log.String())
+				time.Sleep(time.Minute)
+				require.Contains(t, log.String(), "a part of the process does not answer")
+				require.Equal(t, 1, strings.Count(log.String(), "\n"))
+				require.NoError(t, conn.SetReadDeadline(time.Now().Add(100*time.Millisecond)))
 				_, err = conn.Read(make([]byte, 100))
-			}
-			var timeout net.Error
-			require.ErrorAs(t, err, &timeout)
-			require.True(t, timeout.Timeout())
-			require.Equal(t, 1, strings.Count(log.String(), "\n"))
-			mu.Unlock()
-			require.Equal(t, "WATCHDOG=1", next(t, conn))
+				var timeout net.Error
+				require.ErrorAs(t, err, &timeout)
+				require.True(t, timeout.Timeout())
+				<-lock
+				require.Equal(t, "WATCHDOG=1", next(t, conn))
+			})
 		})
 	}
 }
