@@ -33,7 +33,7 @@ func (f *Fleet) catchUp(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, catchUpTimeout)
 	defer cancel()
-	p := f.peers.joinNextPass()
+	p := f.peers.passes.Join()
 	select {
 	case <-p.Done():
 		return p.Err()
@@ -45,26 +45,15 @@ func (f *Fleet) catchUp(ctx context.Context) error {
 // runFollower makes a pass after each notification, for each waiting caller, and every
 // FollowInterval, until ctx is cancelled.
 func (f *Fleet) runFollower(ctx context.Context) {
-	ticker := time.NewTicker(f.opts.Load().FollowInterval)
-	defer ticker.Stop()
-	pause := time.NewTimer(0)
-	defer pause.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-		case <-f.peers.followWake:
-		case <-ticker.C:
+	f.peers.passes.Run(ctx, f.opts.Load().FollowInterval, followPause, func(ctx context.Context) error {
+		err := f.follow(ctx)
+		if err == nil {
+			f.peers.following.Works(context.Background())
+		} else if !errors.Is(err, context.Canceled) { // cancelled: Run ends
+			f.peers.following.Failed(context.Background(), err)
 		}
-		select {
-		case <-ctx.Done():
-			f.peers.finishPass(f.peers.passes.Start(), ctx.Err())
-			return
-		case <-pause.C:
-		}
-		p := f.peers.passes.Start()
-		f.peers.finishPass(p, f.follow(ctx))
-		pause.Reset(followPause)
-	}
+		return err
+	})
 }
 
 // follow reads and applies what other replicas wrote since the last pass.

@@ -128,7 +128,7 @@ func (f *Fleet) supersedeByFirst(w stateWrite, stored int64) {
 	a.state.newest, a.state.lifecycleFrom = agent.State{Agent: e.id}, agent.Instance{}
 	f.rereadStates.Store(true)
 	if f.peers != nil {
-		f.peers.wakeFollower()
+		f.peers.passes.Ask()
 	}
 }
 
@@ -207,7 +207,7 @@ func (p *peers) addSuspects(entries ...*entry) {
 		p.suspects[e] = struct{}{}
 	}
 	if len(entries) > 0 {
-		p.wakeFollower()
+		p.passes.Ask()
 	}
 }
 

@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"math"
 	"slices"
@@ -49,12 +48,12 @@ type PubSub interface {
 func (f *Fleet) Join(r Replicas, p PubSub) {
 	f.peers = &peers{
 		replicas: r, pubsub: p, metrics: f.metrics, log: f.log,
-		following:  outage.New(f.log, "the other replicas cannot be followed, trying again", "the other replicas are followed again"),
-		lookups:    make(chan struct{}, f.opts.Load().MaxLookups),
-		followWake: make(chan struct{}, 1),
-		outbox:     outbox.New[*entry](),
-		suspects:   make(map[*entry]struct{}),
-		shares:     shares.NewFollower(r, f.publishMoved),
+		following: outage.New(f.log, "the other replicas cannot be followed, trying again", "the other replicas are followed again"),
+		lookups:   make(chan struct{}, f.opts.Load().MaxLookups),
+		passes:    passes.New(),
+		outbox:    outbox.New[*entry](),
+		suspects:  make(map[*entry]struct{}),
+		shares:    shares.NewFollower(r, f.publishMoved),
 	}
 }
 
@@ -78,12 +77,10 @@ type peers struct {
 	shares *shares.Follower
 
 	// passes are reads of what other replicas wrote.
-	passes passes.Passes
+	passes *passes.Passes
 	// lookups is a semaphore of the callers that wait for a pass.
 	lookups chan struct{}
 
-	// followWake has an element while a pass is asked for.
-	followWake chan struct{}
 	// outbox has the notifications to publish.
 	outbox *outbox.Outbox[*entry]
 	// missed is true if notifications may have been missed since the last request.
@@ -103,30 +100,6 @@ func (p *peers) lastError() error {
 		return nil
 	}
 	return p.passes.Err()
-}
-
-// wakeFollower asks for a pass.
-func (p *peers) wakeFollower() {
-	select {
-	case p.followWake <- struct{}{}:
-	default:
-	}
-}
-
-// joinNextPass returns the next pass, which starts after this call.
-func (p *peers) joinNextPass() *passes.Pass {
-	defer p.wakeFollower()
-	return p.passes.Join()
-}
-
-// finishPass hands the outcome to those who joined.
-func (p *peers) finishPass(made *passes.Pass, err error) {
-	p.passes.Finish(made, err)
-	if err == nil {
-		p.following.Works(context.Background())
-	} else if !errors.Is(err, context.Canceled) { // cancelled: Run ends
-		p.following.Failed(context.Background(), err)
-	}
 }
 
 // notify queues a notification without records. A replica that is alone sends none.
@@ -222,23 +195,23 @@ func (p *peers) drainMessages() [][]byte {
 func (f *Fleet) handleNotification(payload []byte) {
 	if payload == nil {
 		f.peers.missed.Store(true)
-		f.peers.wakeFollower()
+		f.peers.passes.Ask()
 		return
 	}
 	kind, from, records, err := notification.Decode(payload)
 	switch {
 	case err != nil:
 		f.metrics.notificationsMalformed.Inc()
-		f.peers.wakeFollower()
+		f.peers.passes.Ask()
 	case from == f.self():
 	case kind == notification.Sessions:
 		if !f.applySessions(records, math.MaxInt64) {
 			f.peers.missed.Store(true) // requested again after the registrations are read
-			f.peers.wakeFollower()
+			f.peers.passes.Ask()
 		}
 	case kind == notification.Request:
 		f.peers.outbox.AddSessions(f.queue.Unwritten()...)
 	default:
-		f.peers.wakeFollower()
+		f.peers.passes.Ask()
 	}
 }

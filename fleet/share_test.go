@@ -258,7 +258,7 @@ func TestSharesMoveUnderChanges(t *testing.T) {
 		wg.Go(func() {
 			for i := range rounds {
 				c.setServing(replicaID(1), i%2 == 1)
-				r[0].peers.wakeFollower()
+				r[0].peers.passes.Ask()
 				time.Sleep(100 * time.Millisecond)
 			}
 		})

@@ -140,7 +140,7 @@ func TestCleanExitLogsNoErrors(t *testing.T) {
 		p.store.mu.Lock()
 		p.store.before = func() { time.Sleep(time.Second) }
 		p.store.mu.Unlock()
-		p.peers.wakeFollower()
+		p.peers.passes.Ask()
 		time.Sleep(500 * time.Millisecond)
 		stop()
 		require.Empty(t, lines.String())
