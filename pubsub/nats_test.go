@@ -146,7 +146,7 @@ func TestNATSUnsubscribes(t *testing.T) {
 func TestNATSSilentServer(t *testing.T) {
 	s := startNATS(t, -1, nil)
 	proxy := newProxy(t, s.Addr().String())
-	n, _ := newNATS(t, "nats://"+proxy.address(), Options{CheckInterval: 50 * time.Millisecond, Timeout: 100 * time.Millisecond})
+	n, _ := newNATS(t, "nats://"+proxy.address(), Options{CheckInterval: 500 * time.Millisecond, Timeout: 500 * time.Millisecond})
 	testSilentServer(t, n, proxy)
 }
 

@@ -166,7 +166,7 @@ func TestPostgresSilentServer(t *testing.T) {
 	url := postgrestest.Shared(t).CreateDatabase(t)
 	proxy := newProxy(t, serverAddress(t, url))
 	p, _ := newPostgres(t, strings.Replace(url, serverAddress(t, url), proxy.address(), 1),
-		Options{CheckInterval: 50 * time.Millisecond, Timeout: 500 * time.Millisecond})
+		Options{CheckInterval: 500 * time.Millisecond, Timeout: time.Second})
 	testSilentServer(t, p, proxy)
 }
 
