@@ -8,7 +8,7 @@ import (
 
 const (
 	// indexBytes of an element in an index.Table.
-	indexBytes = 13
+	indexBytes = 17
 	// agentBytes and workspaceBytes are what an agent and a workspace take beside what is
 	// kept of them: with two indexes each, of an agent also its places in registry.order
 	// and in its workspace.
