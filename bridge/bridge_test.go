@@ -144,9 +144,9 @@ func (r *rig) await(line string) {
 
 func (r *rig) until(what string, happened func() bool) {
 	r.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !happened(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !happened(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			r.Fatalf("not within 20 s: %s\nlog:\n%s\nserved:\n%s", what, r.log, strings.Join(r.service.Exposition(""), "\n"))
+			r.Fatalf("not within two minutes: %s\nlog:\n%s\nserved:\n%s", what, r.log, strings.Join(r.service.Exposition(""), "\n"))
 		}
 	}
 }
