@@ -135,7 +135,7 @@ func (h *history) step(what string) {
 
 // restart ends a coderd, which the agent leaves, and starts another one in its place.
 func (h *history) restart(coderd int) {
-	require.Less(h.t, h.coderds[coderd].stop(h.t), 5*time.Second)
+	require.Less(h.t, h.coderds[coderd].stop(h.t), endsWithin)
 	h.coderds[coderd] = startCoderd(h.t, h.database, h.service.url())
 	if h.at == coderd {
 		h.connect(1 - coderd)
@@ -231,7 +231,7 @@ func TestHistories(t *testing.T) {
 			h.step("report")
 			await(t, "the newest report is served", func() bool { return h.service.isServed(t, "work_total", fmt.Sprintf(" %d", h.reports)) })
 			h.step("report")
-			require.Less(t, h.coderds[h.at].stop(t), 5*time.Second)
+			require.Less(t, h.coderds[h.at].stop(t), endsWithin)
 			want := int64(1)<<h.reports - 1
 			await(t, "each report is counted", func() bool { return sum() >= want })
 			await(t, "metadata is stored", func() bool {

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -95,13 +97,24 @@ type service struct {
 	stop                    func() // kills the process
 }
 
-// addr is one that nobody listens on.
+// given has the addresses that addr has returned.
+var given sync.Map
+
+// addr is one that nobody listens on. Its port is below those that systems assign to
+// clients, and that other tests use (from 15,000): nobody gets it while its process is not
+// running.
 func addr(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer l.Close()
-	return l.Addr().String()
+	for {
+		a := net.JoinHostPort("127.0.0.1", strconv.Itoa(10_000+rand.IntN(5_000)))
+		if _, again := given.LoadOrStore(a, true); again {
+			continue
+		}
+		if l, err := net.Listen("tcp", a); err == nil {
+			require.NoError(t, l.Close())
+			return a
+		}
+	}
 }
 
 func startService(t *testing.T, options ...string) *service {
@@ -216,6 +229,11 @@ func startCoderd(t *testing.T, database *agents.Database, statsURL string, colle
 	})
 	return c
 }
+
+// endsWithin bounds the end of a coderd. It waits 3 s for the service, and another one for
+// functions that hang; the machine may be busy. What it must not wait for takes 30 s, as
+// the next report does, or for ever.
+const endsWithin = 20 * time.Second
 
 // stop ends it, and returns how long that took.
 func (c *coderd) stop(t *testing.T) time.Duration {
