@@ -22,6 +22,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/test/bufconn"
@@ -226,6 +227,8 @@ func Start(t testing.TB, set Settings) *Service {
 	dial := append([]grpc.DialOption{
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return s.Dial(ctx) }),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		// gRPC gives a connection 20 s, which busy machines may need.
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: 2 * time.Minute}),
 	}, set.Dial...)
 	s.Conn, err = grpc.NewClient("passthrough:///test", dial...)
 	require.NoError(t, err)
