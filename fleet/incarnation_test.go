@@ -4,6 +4,7 @@ import (
 	"math"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -238,5 +239,35 @@ func TestNotificationsOfAnotherIncarnation(t *testing.T) {
 		require.True(t, closed(s.Done()))
 		require.Equal(t, EndTakeover, s.End())
 		require.Zero(t, e.history().newest.Incarnation)
+	})
+}
+
+// A notification or a pass may look an agent up just before it is removed, and apply what it
+// has after the agent came back. The series of the new incarnation stay as they are.
+func TestAppliedAfterItsRemoval(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 1)
+		p := r[0]
+		set := func() Set { return Set{Agents: []agent.Registration{registration(1, 1, 1)}} }
+		_, err := p.Register(t.Context(), set())
+		require.NoError(t, err)
+		old, err := p.entry(nid(1))
+		require.NoError(t, err)
+		_, err = p.Deregister(t.Context(), ids(1), nil)
+		require.NoError(t, err)
+		_, err = p.Register(t.Context(), set())
+		require.NoError(t, err)
+		awaitReplicas()
+		served := p.states.all()
+		require.NotEmpty(t, served)
+
+		state := agent.State{Agent: nid(1)}
+		state.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: time.Now()}, agent.Order{Epoch: 1, Sequence: 1})
+		p.applyState(old, &state, time.Now())
+		require.Equal(t, served, p.states.all())
+		old.mu.Lock()
+		p.applySessionLocked(old, agent.SessionRecord{Agent: nid(1), Epoch: 2, Replica: replicaID(1), Open: true}, time.Now())
+		old.mu.Unlock()
+		require.Equal(t, served, p.states.all())
 	})
 }

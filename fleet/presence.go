@@ -111,6 +111,9 @@ func (f *Fleet) publishUpLocked(w *workspace) {
 // workspace, and notifies watchers of another status. It is called after each change
 // of what they are computed from, before e.mu is released.
 func (f *Fleet) publishPresenceLocked(e *entry, now time.Time) {
+	if e.phase == phaseRemoved {
+		return // startRemoval withdrew them; if the agent is back they are another entry's
+	}
 	next := f.presenceLocked(e, now)
 	if was, is := e.presence.connection(), next.connection(); was != is {
 		f.addConnected(was, -1)
