@@ -2,6 +2,7 @@
 package departed
 
 import (
+	"strings"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -32,9 +33,15 @@ func New() (Agents, error) {
 	return Agents{c}, err
 }
 
-// Note notes that an agent was removed. The agent that was removed first makes room.
+// Note notes that an agent was removed. The agent that was removed first makes room. It
+// retains no text of the registration: a name may share memory with all that the template
+// says, which is up to 360 KB.
 func (a Agents) Note(reg *agent.Registration, at time.Time) {
-	a.newest.Add(reg.ID, Agent{reg.ID, reg.Identity(), reg.Workspace.ID, at})
+	ident := reg.Identity()
+	for _, text := range []*string{&ident.Username, &ident.WorkspaceName, &ident.AgentName, &ident.TemplateName} {
+		*text = strings.Clone(*text)
+	}
+	a.newest.Add(reg.ID, Agent{reg.ID, ident, reg.Workspace.ID, at})
 }
 
 // List returns all, the oldest first.
