@@ -62,10 +62,11 @@ type Group struct {
 	names []name
 	// freeNames are those below len(names) without rows.
 	freeNames []uint8
-	// live is the number of names with rows that are not retired; rows that of all rows.
-	live, rows int
-	heads      []groupHead
-	freeHeads  []uint32
+	// live is the number of names with rows that are not retired, liveRows that of such rows;
+	// rows that of all rows.
+	live, liveRows, rows int
+	heads                []groupHead
+	freeHeads            []uint32
 	// of has the rows by family, nil: there are none.
 	of map[*Family]*Rows
 }
@@ -89,11 +90,12 @@ func NewGroup(generations *Generations) *Group {
 	return &Group{generations: generations, of: make(map[*Family]*Rows)}
 }
 
-// HasRoom reports whether a name may be added.
-func (g *Group) HasRoom() bool {
+// HasRoom reports whether a name may be added now, or later: when the retired rows are free.
+func (g *Group) HasRoom() (now, later bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.live < groupNames && g.rows < groupRows && (len(g.names) < maxNames || len(g.freeNames) > 0)
+	later = g.live < groupNames && g.liveRows < groupRows
+	return later && g.rows < groupRows && (len(g.names) < maxNames || len(g.freeNames) > 0), later
 }
 
 // AddName adds a name that the group has not, and returns its number. Rows are to follow: a name
@@ -161,6 +163,7 @@ func (g *Group) useHeadLocked(h *Head) uint32 {
 // addLocked counts a row of the name.
 func (g *Group) addLocked(number uint8) {
 	g.rows++
+	g.liveRows++
 	n := &g.names[number]
 	n.rows++
 	if n.live++; n.live == 1 {
@@ -170,6 +173,7 @@ func (g *Group) addLocked(number uint8) {
 
 // retireLocked counts a row of the name less that is not retired.
 func (g *Group) retireLocked(number uint8) {
+	g.liveRows--
 	n := &g.names[number]
 	if n.live--; n.live == 0 {
 		g.live--

@@ -1,6 +1,8 @@
 package states
 
 import (
+	"slices"
+
 	"github.com/coder/agentstatsd/aggregator/internal/arena"
 	"github.com/coder/agentstatsd/metrics"
 )
@@ -46,15 +48,20 @@ func (t *States) removeNameLocked(n name) {
 	}
 }
 
-// roomyLocked returns a group that has room.
+// roomyLocked returns a group that has room. One that waits for a scrape to free its retired
+// rows stays among those that may have.
 func (t *States) roomyLocked() *group {
-	for len(t.roomy) > 0 {
-		g := t.groups[t.roomy[len(t.roomy)-1]]
-		if g.HasRoom() {
+	for i := len(t.roomy) - 1; i >= 0; i-- {
+		g := t.groups[t.roomy[i]]
+		now, later := g.HasRoom()
+		switch last := len(t.roomy) - 1; {
+		case now:
+			t.roomy[i], t.roomy[last] = t.roomy[last], t.roomy[i] // it is tried first from now on
 			return g
+		case !later:
+			g.listed = false
+			t.roomy = slices.Delete(t.roomy, i, i+1)
 		}
-		g.listed = false
-		t.roomy = t.roomy[:len(t.roomy)-1]
 	}
 	g := &group{Group: arena.NewGroup(t.generations), number: uint32(len(t.groups)), listed: true}
 	t.groups = append(t.groups, g)

@@ -257,3 +257,30 @@ func TestGroupsAreUsedAgain(t *testing.T) {
 	require.Zero(t, states.Len())
 	require.Less(t, f.Footprint()+states.Footprint(), full/2)
 }
+
+// Groups that had no room during a scrape have it when the scrape has ended: workspaces that
+// come and go meanwhile, as where shares move, leave no groups behind.
+func TestGroupsThatWereFullAreUsedAgain(t *testing.T) {
+	var generations arena.Generations
+	f := arena.NewFamily(&generations, "f")
+	states := New(&generations, map[string]*arena.Family{"f": f})
+	few := 0
+	for scrapes := range 20 {
+		scrape := beginScrape(&generations, []*arena.Family{f}, metrics.Shard{})
+		for range 5 {
+			for _, series := range [][]agent.Series{{{Family: "f", Labels: []agent.Label{{Name: "username"}}}}, nil} {
+				for i := range 500 {
+					for j := range series {
+						series[j].Labels[0].Value = fmt.Sprint(i)
+					}
+					states.Set(agent.SeriesKey{ID: agent.ID{byte(i), byte(i >> 8)}}, series)
+				}
+			}
+		}
+		require.Empty(t, scrape.end(t))
+		if scrapes == 0 {
+			few = len(states.groups)
+		}
+		require.LessOrEqual(t, len(states.groups), few+1)
+	}
+}
