@@ -93,7 +93,8 @@ func SaturatingAdd(a, b int64) int64 {
 }
 
 // Position is how far a watcher has processed a subscription: the batches up to Number.
-// It covers no batch of another incarnation. The zero value is the start.
+// Of another incarnation it covers the newest batch only, by number and nonce. The zero
+// value is the start.
 type Position struct {
 	Incarnation, Number int64
 	// Nonce of the batch with the number; 0: it is not known, or there is none. An

@@ -19,7 +19,7 @@ const maxWatchName = 64
 // value is the start. Incarnation and Nonce are random over all 64 bits. So a database
 // without unsigned numbers stores them converted to int64.
 type StatsPosition struct {
-	// Incarnation of the subscription. A position covers no batch of another one.
+	// Incarnation of the subscription. Numbers are compared within one only.
 	Incarnation uint64
 	// Number and nonce of the last batch that was processed. After an older database
 	// was restored a number can come again, but not a nonce.

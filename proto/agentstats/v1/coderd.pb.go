@@ -2498,8 +2498,8 @@ type WatchStatsRequest struct {
 	// request only.
 	Incarnation uint64 `protobuf:"fixed64,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	// Number of the last response that the watcher has processed; 0: none. In the
-	// first request it counts only if incarnation is the subscription's, and nonce that
-	// of its response.
+	// first request it counts for the newest response by its nonce, for an older one
+	// by the subscription's incarnation.
 	Number int64 `protobuf:"varint,4,opt,name=number,proto3" json:"number,omitempty"`
 	// Waits while another stream owns the subscription, instead of superseding it.
 	// When the owner is gone, this stream ends with UNAVAILABLE. The next one
