@@ -217,7 +217,7 @@ func (w *world) checkQuiescent() error {
 		is := slices.Contains(registered, a.reg.ID)
 		if c := a.client; c != nil {
 			switch {
-			case is && c.session == nil && w.db.Registration(a.reg.ID).TokenHash != [32]byte{}:
+			case c.session == nil && w.getsIn(a):
 				fail("%s has no session", c)
 			case !is && c.session != nil:
 				fail("%s has a session, but the agent is not registered", c)

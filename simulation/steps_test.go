@@ -3,7 +3,6 @@ package simulation
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"testing/synctest"
 	"time"
 
@@ -191,15 +190,8 @@ func (w *world) quiesce() error {
 			return err
 		}
 	}
-	// An agent that aged just now connects again.
-	for range 100 {
-		if !w.anybodyBetweenSessions() && !w.coderd.isBusy() {
-			break
-		}
-		time.Sleep(100 * time.Millisecond)
-		if err := w.look(); err != nil {
-			return err
-		}
+	if err := w.awaitSessions(); err != nil {
+		return err
 	}
 	time.Sleep(8 * time.Second)
 	synctest.Wait()
@@ -216,19 +208,39 @@ func (w *world) quiesce() error {
 	return nil
 }
 
-// anybodyBetweenSessions reports whether an agent that is registered has a process
-// without a session, or is about to have one.
-func (w *world) anybodyBetweenSessions() bool {
-	registered := w.db.Agents()
-	for _, a := range w.agents[1:] {
-		if a.client == nil || !slices.Contains(registered, a.reg.ID) {
-			continue
+// awaitSessions waits until each agent that gets in has a session that lasts, and coderd
+// awaits no answer. A session that aged just now is followed by another one.
+func (w *world) awaitSessions() error {
+	var between []*client
+	for end := time.Now().Add(agents * reconnectTime); time.Now().Before(end); {
+		if between = w.betweenSessions(); len(between) == 0 && !w.coderd.isBusy() {
+			return nil
 		}
-		if s := a.client.session; s == nil || s.Aged() {
-			return true
+		time.Sleep(100 * time.Millisecond)
+		if err := w.look(); err != nil {
+			return err
 		}
 	}
-	return false
+	return fmt.Errorf("after %v more: %v are between sessions, coderd awaits an answer: %v", agents*reconnectTime, between, w.coderd.isBusy())
+}
+
+// betweenSessions returns the processes that may have a session and have none, or are
+// about to leave theirs.
+func (w *world) betweenSessions() (list []*client) {
+	for _, a := range w.agents[1:] {
+		switch c := a.client; {
+		case c == nil:
+		case c.session == nil && w.getsIn(a), c.session != nil && c.session.Aged():
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// getsIn reports whether the agent is registered with a token: without one, which coderd
+// may lack, it is refused.
+func (w *world) getsIn(a *simAgent) bool {
+	return w.db.Registration(a.reg.ID).TokenHash != [32]byte{}
 }
 
 // pollAcks is poll for an agent that does not follow what it is asked for.

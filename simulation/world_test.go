@@ -27,6 +27,9 @@ const (
 	// lease that runs out takes 15 s, watched anew after a failed heartbeat. Then
 	// agents connect again.
 	quiesceTime = 60 * time.Second
+	// reconnectTime is within which an agent has its next session while nothing is wrong.
+	// It waits up to 2 s, and up to 3 s more if a replica refuses it.
+	reconnectTime = 5 * time.Second
 )
 
 // world is all there is in a run, and what is known of it.
