@@ -165,6 +165,15 @@ func (b *Batcher) Remove(id agent.ID) {
 	resolved.notifyTrackers()
 }
 
+// Followed says that this replica knows what other ones wrote before then: it has ended the
+// sessions of agents that were removed, or are connected elsewhere since. Until then acks of
+// values that are not written again wait. It is not called if there are no other replicas.
+func (b *Batcher) Followed(at time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.pending.stored.followed = at
+}
+
 // PendingKeys returns the keys of which an agent has a value that is not written yet, in
 // no order.
 func (b *Batcher) PendingKeys(id agent.ID) []string {

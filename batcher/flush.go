@@ -119,14 +119,14 @@ func (b *Batcher) flushWaiting(ctx, work context.Context) error {
 	if err := b.flushQuarantine(work, flushScheduled, quarantineCalls); err != nil {
 		return err
 	}
-	b.confirm(time.Now().Add(-confirmTime))
+	b.confirm((*stored).confirmKnown)
 	return nil
 }
 
-// confirm resolves the acks of unchanged values that wait since then.
-func (b *Batcher) confirm(since time.Time) {
+// confirm resolves acks of unchanged values that wait.
+func (b *Batcher) confirm(confirm func(_ *stored, now time.Time, _ *resolutions)) {
 	b.mu.Lock()
-	b.pending.stored.confirm(since, &b.resolved)
+	confirm(&b.pending.stored, time.Now(), &b.resolved)
 	b.mu.Unlock()
 	b.resolved.notifyTrackers()
 }
@@ -142,7 +142,7 @@ func (b *Batcher) drain(ctx context.Context) {
 		}
 		if err == nil {
 			if b.waiting() == 0 {
-				b.confirm(time.Now()) // nobody has a session here any more
+				b.confirm((*stored).confirm) // nobody has a session here any more
 				return
 			}
 			failures = 0

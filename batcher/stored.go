@@ -9,9 +9,10 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// confirmTime is how long the ack of an unchanged value waits. A replica learns within
-// 2 s that an agent has a session elsewhere, whose value may replace the stored one. It ends
-// its own session then, whose acks are not sent any more.
+// confirmTime is how long the ack of an unchanged value waits at least. A replica learns
+// within 2 s that an agent has a session elsewhere, whose value may replace the stored one, or
+// was removed, with what is stored. It ends its own session then, whose acks are not sent any
+// more. If it learns later, the ack waits for that: see Followed.
 const confirmTime = 3 * time.Second
 
 // stored has what the database has of the newest sessions of agents. A value that a session
@@ -29,6 +30,8 @@ type stored struct {
 	since          time.Time
 	// unconfirmed are the acks of unchanged values, the oldest first.
 	unconfirmed []unconfirmedAck
+	// followed is up to when is known what other replicas wrote; zero: there are none.
+	followed time.Time
 }
 
 // generation has the agents whose values were written during one.
@@ -82,6 +85,15 @@ func (s *stored) has(now time.Time, r *agent.MetadataReport, in *agent.MetadataE
 func (s *stored) confirmLater(now time.Time, ack pendingAck) {
 	ack.addPending()
 	s.unconfirmed = append(s.unconfirmed, unconfirmedAck{now, ack})
+}
+
+// confirmKnown resolves the acks of values that are known to be stored.
+func (s *stored) confirmKnown(now time.Time, resolved *resolutions) {
+	since := now.Add(-confirmTime)
+	if !s.followed.IsZero() && s.followed.Before(since) {
+		since = s.followed
+	}
+	s.confirm(since, resolved)
 }
 
 // confirm resolves the acks that wait since then or before.

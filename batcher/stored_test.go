@@ -161,6 +161,34 @@ func TestUnchangedIsAckedLater(t *testing.T) {
 	})
 }
 
+// The ack of an unchanged value waits until it is known what other replicas wrote before: one
+// may have removed the agent, with what is stored.
+func TestUnchangedWaitsForOtherReplicas(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s, tracker := &fakeStore{}, &fakeTracker{}
+		b := newBatcher(t, s, Options{TouchInterval: time.Hour})
+		require.NotEmpty(t, flushedRows(t, b, s, report(id(1), 1, 1, tracker, "a=1")))
+		b.Followed(time.Now())
+		time.Sleep(time.Second)
+		said := time.Now()
+		require.Empty(t, flushedRows(t, b, s, report(id(1), 1, 2, tracker, "a=1")))
+		for _, at := range []time.Time{{}, said.Add(-1), said} {
+			time.Sleep(confirmTime)
+			if !at.IsZero() {
+				b.Followed(at)
+			}
+			require.Equal(t, []int64{2}, tracker.sequences())
+			require.NoError(t, b.flushWaiting(t.Context(), t.Context()))
+		}
+		require.Empty(t, tracker.sequences())
+
+		require.Empty(t, flushedRows(t, b, s, report(id(1), 1, 3, tracker, "a=1")))
+		b.Followed(time.Now())
+		require.NoError(t, b.flushWaiting(t.Context(), t.Context()))
+		require.Equal(t, []int64{3}, tracker.sequences(), "nor is it acked at once")
+	})
+}
+
 // What is known is bounded, by number and in time.
 func TestKnownValuesAreBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {

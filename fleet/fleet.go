@@ -145,10 +145,13 @@ type RegisteredSeries interface {
 	SetState(key agent.SeriesKey, series []agent.Series) error
 }
 
-// Pending is the metadata that waits to be written. Remove drops that of one
-// agent. It touches memory only.
+// Pending is the metadata that waits to be written. The methods touch memory only.
 type Pending interface {
+	// Remove drops what waits of one agent.
 	Remove(id agent.ID)
+	// Followed says that what other replicas wrote before then is known here, and that the
+	// sessions that ended by it have ended.
+	Followed(at time.Time)
 }
 
 // Fleet is the registry of agents of one replica. All methods may be called

@@ -26,6 +26,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type journal struct {
 	mu    sync.Mutex
 	lines []string
+
+	followed time.Time
 }
 
 func (j *journal) add(format string, args ...any) {
@@ -68,6 +70,12 @@ func (s seriesJournal) Remove(id agent.ID) { s.add("series remove %s", short(id)
 type pendingJournal struct{ *journal }
 
 func (p pendingJournal) Remove(id agent.ID) { p.add("pending remove %s", short(id)) }
+
+func (p pendingJournal) Followed(at time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.followed = at
+}
 
 // nid is the nth id; short is its inverse, for people.
 func nid(n int) agent.ID {

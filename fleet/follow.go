@@ -60,6 +60,7 @@ func (f *Fleet) runFollower(ctx context.Context) {
 func (f *Fleet) follow(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, followTimeout)
 	defer cancel()
+	began := time.Now()
 	revision, err := f.followRegistrations(ctx)
 	if to := f.rereadFrom.Swap(nil); to != nil {
 		f.sessionsRead.Store(min(f.sessionsRead.Load(), to.sessions))
@@ -85,6 +86,7 @@ func (f *Fleet) follow(ctx context.Context) error {
 		}
 		return fmt.Errorf("follow the other replicas: %w", err)
 	}
+	f.pending.Followed(began)
 	return nil
 }
 

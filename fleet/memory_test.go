@@ -147,6 +147,7 @@ func (noSeries) Open(agent.ID, agent.Identity, agent.Session)   {}
 func (noSeries) Close(agent.ID, int64, bool)                    {}
 func (noSeries) Relabel(agent.ID, agent.Identity)               {}
 func (noSeries) Remove(agent.ID)                                {}
+func (noSeries) Followed(time.Time)                             {}
 func (noSeries) SetState(agent.SeriesKey, []agent.Series) error { return nil }
 
 func (m *manyAgents) load(t require.TestingT) *Fleet {

@@ -123,6 +123,34 @@ func TestUnknownTokenWhileTheDatabaseIsDown(t *testing.T) {
 	})
 }
 
+// Metadata that is not written again is stored only as far as is known what other replicas
+// did: up to when the last good pass began.
+func TestPendingFollows(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 2)
+		followed := func() time.Time {
+			r[1].journal.mu.Lock()
+			defer r[1].journal.mu.Unlock()
+			return r[1].journal.followed
+		}
+		before := time.Now()
+		r[0].store.fail(errDown)
+		awaitReplicas()
+		require.False(t, followed().IsZero())
+		require.False(t, followed().After(before))
+		r[0].store.fail(nil)
+		mended := time.Now()
+		awaitReplicas()
+		require.True(t, followed().After(mended))
+		require.True(t, followed().Before(time.Now()))
+
+		p := loaded(t, Options{}, registration(1, 1, 1))
+		defer running(t, p)()
+		awaitReplicas()
+		require.Zero(t, p.journal.followed, "nobody else writes")
+	})
+}
+
 // Strangers do not have the database asked as often as they like.
 func TestStrangersWaitTogether(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {

@@ -286,6 +286,7 @@ func (quiet) Close(agent.ID, int64, bool)                    {}
 func (quiet) SetState(agent.SeriesKey, []agent.Series) error { return nil }
 func (quiet) Relabel(agent.ID, agent.Identity)               {}
 func (quiet) Remove(agent.ID)                                {}
+func (quiet) Followed(time.Time)                             {}
 
 func BenchmarkConnect(b *testing.B) {
 	f := benchFleet(b)
