@@ -331,7 +331,7 @@ func TestNextEpoch(t *testing.T) {
 		{"clock goes back", 100, 5000, 5001},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			require.Equal(t, c.want, agent.NextEpoch(time.Unix(0, c.now), c.last, agent.ID{}))
+			require.Equal(t, c.want, agent.NextEpoch(time.Unix(0, c.now), c.last, agent.ID{}, 0))
 		})
 	}
 }

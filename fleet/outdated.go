@@ -94,7 +94,7 @@ func (f *Fleet) raiseEpochLocked(e *entry) {
 		return
 	}
 	past.newest = agent.SessionRecord{
-		Agent: e.id, Epoch: agent.NextEpoch(time.Unix(0, 0), past.newest.Epoch, f.self()), Replica: f.self(),
+		Agent: e.id, Epoch: agent.NextEpoch(time.Unix(0, 0), past.newest.Epoch, f.self(), e.reg.Load().Incarnation), Replica: f.self(),
 		Reported: past.newest.Reported, // others retain no series from before that report
 	}
 	f.queueSessionLocked(e)

@@ -280,12 +280,32 @@ func TestNextEpochsOfReplicas(t *testing.T) {
 	last := time.Now().Add(time.Hour).UnixNano()
 	seen := make(map[int64]struct{})
 	for n := range 3 {
-		next := agent.NextEpoch(time.Now(), last, replicaID(n))
+		next := agent.NextEpoch(time.Now(), last, replicaID(n), 0)
 		require.Greater(t, next, last)
 		require.LessOrEqual(t, next, last+int64(time.Millisecond))
 		seen[next] = struct{}{}
 	}
 	require.Len(t, seen, 3)
+}
+
+// An agent is removed and registered again. Then its replica knows the same last epoch as
+// before, which is ahead of the clock. The session has another epoch than the earlier one.
+func TestEpochAfterRemoval(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 1)
+		ahead := time.Now().Add(time.Minute).UnixNano()
+		var epochs []int64
+		for range 2 {
+			_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+			require.NoError(t, err)
+			s := connectTo(t, r[0], 1, Hello{Instance: instanceID(1), Ordinal: 2, Epoch: ahead})
+			epochs = append(epochs, s.Info().Epoch)
+			_, err = r[0].Deregister(t.Context(), ids(1), nil)
+			require.NoError(t, err)
+		}
+		require.Greater(t, min(epochs[0], epochs[1]), ahead)
+		require.NotEqual(t, epochs[0], epochs[1])
+	})
 }
 
 // An instance comes back within the time in which records are written, after a session

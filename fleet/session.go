@@ -174,7 +174,7 @@ func (f *Fleet) assignEpochLocked(e *entry, hello *Hello) agent.Order {
 	}
 	past.newest = agent.SessionRecord{
 		Agent:   e.id,
-		Epoch:   agent.NextEpoch(now, last, f.self()),
+		Epoch:   agent.NextEpoch(now, last, f.self(), e.reg.Load().Incarnation),
 		Replica: f.self(),
 		Open:    true,
 		Relayed: hello.Relayed,
