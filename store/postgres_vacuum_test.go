@@ -54,3 +54,38 @@ func TestPostgresMetadataStaysInItsPages(t *testing.T) {
 	require.LessOrEqual(t, after[0], before[0]+before[0]/40, "bytes of the table; before: %d", before[0])
 	require.Equal(t, before[1], after[1], "bytes of the index")
 }
+
+// A few rows that stay keep the pages of the index by when states changed. It is small again
+// when it was made anew, as docs/scaling.md says.
+func TestPostgresIndexOfChanges(t *testing.T) {
+	const agents, batch, rounds = 3000, 100, 12
+	s := openURL(t, Options{URL: migratedDatabase(t)})
+	_, err := s.writer.ExecContext(t.Context(), `ALTER TABLE agent_states SET (autovacuum_enabled = false)`)
+	require.NoError(t, err)
+	ids := make([]agent.ID, agents)
+	for i := range ids {
+		binary.BigEndian.PutUint32(ids[i][:4], uint32(i)+1)
+	}
+	register(t, s, ids...)
+	size := func() int64 { return ask[int64](t, s, `SELECT pg_relation_size('agent_states_changed')`) }
+	for round := range rounds {
+		order := agent.Order{Epoch: 1, Sequence: int64(round) + 1, Said: 1}
+		for from := 0; from < agents; from += batch {
+			var states []agent.State
+			for i := from; i < from+batch; i++ {
+				st := agent.State{Agent: ids[i], NetworkOrder: order}
+				if i%100 == round { // it starts, and does not change after that
+					st.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}, order)
+				}
+				states = append(states, st)
+			}
+			saveStates(t, s, states)
+		}
+		_, err := s.writer.ExecContext(t.Context(), `VACUUM agent_states`)
+		require.NoError(t, err)
+	}
+	grown := size()
+	_, err = s.writer.ExecContext(t.Context(), `REINDEX INDEX CONCURRENTLY agent_states_changed`)
+	require.NoError(t, err)
+	require.Greater(t, grown, 3*size(), "bytes of the index; after: %d", size())
+}
