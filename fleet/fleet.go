@@ -352,7 +352,7 @@ func (f *Fleet) Healthy() error {
 	return cmp.Or(f.Ready(), f.queue.LastError(), f.unstored.LastError(time.Now()), f.peers.lastError())
 }
 
-// Authenticate returns the agent of the token. The map is indexed by the token's
+// Authenticate returns the agent of the token. Agents are found by the token's
 // SHA-256. So the time of a lookup depends on a hash that the sender cannot choose
 // byte by byte. An unknown token may have been registered on another replica:
 // Authenticate then blocks until the database was read. Errors: ErrUnknownToken;
