@@ -35,7 +35,9 @@ import (
 // did not know of each other the first writer wins. A session knows which sessions
 // are stored when it opens, and the one before it: from the agent, from memory or
 // from notifications. It does not know earlier unstored epochs, because another
-// replica may have assigned one between them.
+// replica may have assigned one between them. So the third session of an agent within the
+// time in which records are written and read may lose against a value of the first. It
+// ends, though it is the newest, and the agent sends its values again in another one.
 
 // confirmSessions is called when this replica wrote its session with the epoch. stored
 // is the record before, which may be its own if an answer was lost.

@@ -53,6 +53,8 @@ type simAgent struct {
 	reported, mayBeLost reported
 	// clients counts the processes.
 	clients int
+	// opened is when its last two sessions did, the newer one last.
+	opened [2]time.Time
 }
 
 // client is one process of an agent, as the SDK behaves.
@@ -95,9 +97,19 @@ type zombie struct {
 	removals int
 }
 
-// connect opens a session on p, and says again what has to be.
+// recordTime is longer than replicas take to write and read the record of a session: half
+// a second to write it, two seconds between two reads.
+const recordTime = 3 * time.Second
+
+// connect opens a session on p, and says again what has to be. In a calm run the agent
+// waits until all know its session before the last one. A session knows the last one and
+// those that are recorded, no others: see fleet/outdated.go.
 func (w *world) connect(c *client, p *process) {
 	a := c.agent
+	if at := a.opened[0].Add(recordTime); w.calm && time.Now().Before(at) {
+		c.retryAt = at
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	if _, err := p.fleet.Authenticate(ctx, token(a.number)); err != nil {
@@ -118,6 +130,7 @@ func (w *world) connect(c *client, p *process) {
 	}
 	resume := s.Resume()
 	w.log("%s connects to %s: epoch %d, resume %d/%d", c, p.name, s.Info().Epoch-w.began.UnixNano(), resume.Received, resume.Durable)
+	a.opened = [2]time.Time{a.opened[1], time.Now()}
 	c.session, c.on, c.removals, c.epoch, c.reported = s, p, removals, s.Info().Epoch, time.Time{}
 	if s.Info().Unknown {
 		delete(p.counted, a.reg.ID)

@@ -49,32 +49,42 @@ func TestReplicas(t *testing.T) {
 }
 
 // While the database and the pubsub work no session ends as outdated, however agents
-// move and start anew, and replicas stop and start. Each session knows the one before.
+// move and start anew, and replicas stop and start. Each session knows the one before, and
+// those that were recorded when it opened.
 func TestMovesAlone(t *testing.T) {
+	if *oneSeed != 0 {
+		runMoves(t, *oneSeed)
+		return
+	}
 	for seed := uint64(1); seed <= seeds()/10; seed++ {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			t.Parallel()
-			bubble.Test(t, func(t *testing.T) {
-				w := newWorld(seed)
-				w.calm, w.profile = true, everything
-				for _, kind := range []string{"move", "process", "unnoticed", "lifecycle", "network", "health", "age"} {
-					w.omitted[kind] = false
-				}
-				for _, kind := range []string{"deregister", "bounce", "sync"} { // their late writes lose
-					w.omitted[kind] = true
-				}
-				err := w.run()
-				outdated := w.sessionsEnded(fleet.EndOutdated)
-				w.end()
-				if err != nil {
-					t.Errorf("seed %d, step %d: %v", seed, w.step, err)
-				}
-				if outdated > 0 {
-					t.Errorf("seed %d: %v sessions ended as outdated\n%s", seed, outdated, strings.Join(w.trace, "\n"))
-				}
-			})
+			runMoves(t, seed)
 		})
 	}
+}
+
+func runMoves(t *testing.T, seed uint64) {
+	bubble.Test(t, func(t *testing.T) {
+		w := newWorld(seed)
+		w.calm, w.profile = true, everything
+		for _, kind := range []string{"move", "process", "unnoticed", "lifecycle", "network", "health", "age"} {
+			w.omitted[kind] = false
+		}
+		for _, kind := range []string{"deregister", "bounce", "sync"} { // their late writes lose
+			w.omitted[kind] = true
+		}
+		err := w.run()
+		outdated := w.sessionsEnded(fleet.EndOutdated)
+		w.end()
+		if err != nil {
+			t.Errorf("seed %d, step %d: %v", seed, w.step, err)
+		}
+		if outdated > 0 {
+			t.Errorf("seed %d: %v sessions ended as outdated\n%s\nreplay: go test ./simulation -run TestMovesAlone -seed %d",
+				seed, outdated, strings.Join(w.trace, "\n"), seed)
+		}
+	})
 }
 
 // sessionsEnded counts those of all processes that ever were.
