@@ -154,9 +154,13 @@ func (s *service) start(t *testing.T) {
 	s.waitReady(t)
 }
 
+// startPatience is how long the service may take to start: each of some 30 migrations waits for
+// a disk that builds and other tests may keep busy.
+const startPatience = 3 * time.Minute
+
 func (s *service) waitReady(t *testing.T) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(startPatience)
 	for {
 		resp, err := s.get("/-/ready")
 		if err == nil {
@@ -171,7 +175,7 @@ func (s *service) waitReady(t *testing.T) {
 			t.Fatalf("the service ended before it was ready: %v\n%s", err, s.log.tail(4<<10))
 		case <-time.After(20 * time.Millisecond):
 		}
-		require.True(t, time.Now().Before(deadline), "the service is not ready after 30 s")
+		require.True(t, time.Now().Before(deadline), "the service is not ready after %v", startPatience)
 	}
 }
 

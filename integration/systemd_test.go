@@ -48,7 +48,7 @@ func newManager(t *testing.T) *manager {
 func (m *manager) await(pattern string) string {
 	m.t.Helper()
 	re := regexp.MustCompile(pattern)
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(startPatience)
 	var seen []string
 	for {
 		select {
@@ -168,9 +168,9 @@ func TestWithoutServiceManager(t *testing.T) {
 			require.Eventually(t, func() bool {
 				resp, err := http.Get("http://" + httpAddr + "/-/ready")
 				return err == nil && resp.Body.Close() == nil && resp.StatusCode == http.StatusOK
-			}, 30*time.Second, 10*time.Millisecond)
+			}, startPatience, 10*time.Millisecond)
 			require.NoError(t, cmd.Process.Signal(syscall.SIGHUP))
-			require.Eventually(t, logged("the configuration was reloaded"), 30*time.Second, 10*time.Millisecond)
+			require.Eventually(t, logged("the configuration was reloaded"), startPatience, 10*time.Millisecond)
 			require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
 			require.NoError(t, cmd.Wait())
 			require.Equal(t, tc.lines, strings.Count(log.tail(64<<10), "service manager cannot be notified"))

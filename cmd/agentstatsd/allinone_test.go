@@ -86,7 +86,7 @@ func awaitText(t *testing.T, url, text string) {
 	require.Eventually(t, func() bool {
 		body, _ = get(url)
 		return strings.Contains(body, text)
-	}, 30*time.Second, 10*time.Millisecond, "want %s at %s", text, url)
+	}, 3*time.Minute, 10*time.Millisecond, "want %s at %s", text, url)
 }
 
 // A stock coderd's agent is registered, passed on and served by one process, which dials

@@ -151,7 +151,7 @@ func (m *machine) property(unit, name string) string {
 func (m *machine) await(text string, args ...string) {
 	m.t.Helper()
 	var last string
-	require.Eventually(m.t, func() bool { last = m.try(args...); return strings.Contains(last, text) }, 60*time.Second, 50*time.Millisecond,
+	require.Eventually(m.t, func() bool { last = m.try(args...); return strings.Contains(last, text) }, 3*time.Minute, 50*time.Millisecond,
 		"%q has no %q", args, text)
 }
 

@@ -81,9 +81,9 @@ func (b *lockedBuffer) String() string {
 // do it.
 func await(t *testing.T, what string, happened func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(3 * time.Minute)
 	for !happened() {
-		require.True(t, time.Now().Before(deadline), "not within a minute: %s", what)
+		require.True(t, time.Now().Before(deadline), "not within 3 minutes: %s", what)
 		time.Sleep(20 * time.Millisecond)
 	}
 }
