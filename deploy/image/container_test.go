@@ -113,11 +113,15 @@ func TestContainer(t *testing.T) {
 	conn, err := grpc.NewClient(start.GRPCAddress, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)
 	defer func() { require.NoError(t, conn.Close()) }()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	health, err := grpc_health_v1.NewHealthClient(conn).Check(ctx, new(grpc_health_v1.HealthCheckRequest), grpc.WaitForReady(true))
+	watch, err := grpc_health_v1.NewHealthClient(conn).Watch(ctx, new(grpc_health_v1.HealthCheckRequest), grpc.WaitForReady(true))
 	require.NoError(t, err)
-	require.Equal(t, grpc_health_v1.HealthCheckResponse_SERVING, health.Status)
+	for serving := false; !serving; { // it is set just after the page says ready
+		health, err := watch.Recv()
+		require.NoError(t, err)
+		serving = health.GetStatus() == grpc_health_v1.HealthCheckResponse_SERVING
+	}
 
 	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
 	<-rest
@@ -139,7 +143,7 @@ func get(t *testing.T, addr, path string) string {
 		body, err = io.ReadAll(resp.Body)
 		require.NoError(c, err)
 		require.Equal(c, http.StatusOK, resp.StatusCode, "%s", body)
-	}, 20*time.Second, 20*time.Millisecond)
+	}, time.Minute, 20*time.Millisecond)
 	return string(body)
 }
 
