@@ -26,6 +26,7 @@ func (f *Fleet) Load(ctx context.Context) error {
 	if f.Ready() == nil {
 		return nil
 	}
+	began := time.Now()
 	if f.peers != nil {
 		f.peers.shares.Refresh()
 	}
@@ -38,6 +39,9 @@ func (f *Fleet) Load(ctx context.Context) error {
 	f.mu.Lock()
 	f.registry, f.loaded = r, true
 	f.mu.Unlock()
+	if f.peers != nil {
+		f.pending.Followed(began) // until the first pass
+	}
 	f.setSizes()
 	f.checkReadSizes(r.agents.Len())
 	f.watchers.Notify()

@@ -144,6 +144,14 @@ func TestPendingFollows(t *testing.T) {
 		require.True(t, followed().After(mended))
 		require.True(t, followed().Before(time.Now()))
 
+		began := time.Now()
+		c := newCluster()
+		c.setLive(replicaID(3), true)
+		late := newPartsOn(t, Options{}, r[0].store, &journal{})
+		late.Join(membership{c, replicaID(3)}, membership{c, replicaID(3)})
+		require.NoError(t, late.Load(t.Context()))
+		require.Equal(t, began, late.journal.followed, "it makes no pass yet")
+
 		p := loaded(t, Options{}, registration(1, 1, 1))
 		defer running(t, p)()
 		awaitReplicas()
