@@ -4,7 +4,6 @@ package agentrows
 
 import (
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -69,7 +68,7 @@ func (d *Decoder) decode(r *Row) (err error) {
 		return fmt.Errorf("observed: %w", err)
 	}
 	var apps []stateparts.App
-	if err := json.Unmarshal(r.apps, &apps); err != nil {
+	if err := stateparts.Decode(r.apps, &apps); err != nil {
 		return fmt.Errorf("apps: %w", err)
 	}
 	if len(apps) > 0 {
@@ -89,7 +88,7 @@ func (d *Decoder) keysOf(text []byte) (keys []string, err error) {
 	if keys, known := d.keys[string(text)]; known {
 		return keys, nil
 	}
-	if err := json.Unmarshal(text, &keys); err != nil {
+	if err := stateparts.Decode(text, &keys); err != nil {
 		return nil, err
 	}
 	if len(keys) == 0 {

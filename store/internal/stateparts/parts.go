@@ -1,7 +1,6 @@
 package stateparts
 
 import (
-	"encoding/json"
 	"errors"
 	"strings"
 
@@ -30,7 +29,7 @@ func Set(st *agent.State, part string, order agent.Order, data []byte) error {
 			return err
 		}
 		var health agent.AppHealth
-		if err := json.Unmarshal(data, &health); err != nil {
+		if err := Decode(data, &health); err != nil {
 			return err
 		}
 		st.SetAppHealth(app, health, order)
@@ -40,26 +39,26 @@ func Set(st *agent.State, part string, order agent.Order, data []byte) error {
 	case PartLifecycle:
 		st.LifecycleOrder = order
 		var l Lifecycle
-		if err := json.Unmarshal(data, &l); err != nil {
+		if err := Decode(data, &l); err != nil {
 			return err
 		}
 		st.Lifecycle = agent.Lifecycle(l)
 	case PartStarted:
 		var s Started
-		if err := json.Unmarshal(data, &s); err != nil {
+		if err := Decode(data, &s); err != nil {
 			return err
 		}
 		st.SetStarted(s.StartedAt, order)
 	case PartReady:
 		var r Ready
-		if err := json.Unmarshal(data, &r); err != nil {
+		if err := Decode(data, &r); err != nil {
 			return err
 		}
 		st.SetReady(agent.Startup(r), order)
 	case PartNetwork:
 		st.NetworkOrder = order
 		var n Network
-		if err := json.Unmarshal(data, &n); err != nil {
+		if err := Decode(data, &n); err != nil {
 			return err
 		}
 		st.Network = n.State()

@@ -91,6 +91,6 @@ func DecodeObservation(text string) (agent.Observation, error) {
 		return agent.Observation{}, nil
 	}
 	var o observed
-	err := json.Unmarshal([]byte(text), &o)
+	err := Decode([]byte(text), &o)
 	return agent.Observation{At: o.At, Status: o.Status, Lifecycle: agent.Lifecycle(o.Lifecycle), Network: o.Network.State()}, err
 }
