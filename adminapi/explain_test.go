@@ -334,7 +334,7 @@ func TestExplainSeries(t *testing.T) {
 		{
 			name: "another version than the workspace has", series: aggregator.Options{WorkspaceInfo: true}, make: func(e *explained) {
 				info := agent.Series{Family: "agentstatsd_workspace_info", Value: 1, Labels: []agent.Label{{Name: "template_version", Value: "v1"}, {Name: "username", Value: "ada"}, {Name: "workspace_name", Value: "ws1"}}}
-				require.NoError(e.T, e.Series.SetState(agent.SeriesKey{ID: edgetest.ID(10_001)}, []agent.Series{info}))
+				require.NoError(e.T, e.Series.SetStates([]agent.KeySeries{{Key: agent.SeriesKey{ID: edgetest.ID(10_001)}, Series: []agent.Series{info}}}))
 			},
 			selector: `agentstatsd_workspace_info{workspace_name="ws1",template_version="v2"}`,
 			cause:    "other_labels", text: `template_version="v1"`, about: 1,

@@ -17,6 +17,12 @@ type SeriesKey struct {
 	ID        ID
 }
 
+// KeySeries are all series of a key.
+type KeySeries struct {
+	Key    SeriesKey
+	Series []Series
+}
+
 // Status is an agent's presence, named as in the label status.
 type Status string
 

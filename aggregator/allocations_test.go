@@ -38,7 +38,8 @@ func TestStateMemory(t *testing.T) {
 	a := newTest(t, Options{})
 	setUnreachable(a, 1)
 	ofAgent, _ := unreachableState(1)
-	require.Zero(t, testing.AllocsPerRun(100, func() { _ = a.SetState(agent.SeriesKey{ID: benchID(1)}, ofAgent) }))
+	again := []agent.KeySeries{{Key: agent.SeriesKey{ID: benchID(1)}, Series: ofAgent}}
+	require.Zero(t, testing.AllocsPerRun(100, func() { _ = a.SetStates(again) }))
 }
 
 // Neither a scrape nor a report like the one before allocates for each series.

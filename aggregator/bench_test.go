@@ -224,8 +224,10 @@ func benchStates(tb testing.TB, agents int) *Aggregator {
 	a := newTest(tb, Options{})
 	for n := range agents {
 		ofAgent, ofWorkspace := benchState(n, 0)
-		a.SetState(agent.SeriesKey{ID: benchID(n)}, ofAgent)
-		a.SetState(agent.SeriesKey{Workspace: true, ID: benchID(n)}, ofWorkspace)
+		a.SetStates([]agent.KeySeries{
+			{Key: agent.SeriesKey{ID: benchID(n)}, Series: ofAgent},
+			{Key: agent.SeriesKey{Workspace: true, ID: benchID(n)}, Series: ofWorkspace},
+		})
 	}
 	return a
 }
@@ -260,18 +262,19 @@ func BenchmarkScrapeStates(b *testing.B) {
 	}
 }
 
-// BenchmarkSetState is a network message of an agent: all its latencies change.
-func BenchmarkSetState(b *testing.B) {
+// BenchmarkSetStates is a network message of an agent: all its latencies change.
+func BenchmarkSetStates(b *testing.B) {
 	const agents = 10_000
 	a := benchStates(b, agents)
-	var rounds [2][]agent.Series
+	var rounds [2][]agent.KeySeries
 	for i := range rounds {
-		rounds[i], _ = benchState(7, i)
+		series, _ := benchState(7, i)
+		rounds[i] = []agent.KeySeries{{Key: agent.SeriesKey{ID: benchID(7)}, Series: series}}
 	}
 	i := 0
 	b.ReportAllocs()
 	for b.Loop() {
-		a.SetState(agent.SeriesKey{ID: benchID(7)}, rounds[i&1])
+		a.SetStates(rounds[i&1])
 		i++
 	}
 }

@@ -45,7 +45,7 @@ type Options struct {
 	// GroupBy are the identity labels that series keep: any of agent_name,
 	// template_name, username, workspace_name; empty or all four: no grouping.
 	GroupBy []string
-	// WorkspaceInfo has SetState take agentstatsd_workspace_info, too.
+	// WorkspaceInfo has SetStates take agentstatsd_workspace_info, too.
 	WorkspaceInfo bool
 	// Expired is called with each agent whose series have all expired, as it sent no
 	// report in time, and their number. It must not block. Default: nothing is.

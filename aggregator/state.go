@@ -10,7 +10,7 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// stateNames are the families that SetState fills.
+// stateNames are the families that SetStates fills.
 var stateNames = [...]string{
 	"coderd_agents_apps",
 	"coderd_agents_connection_latencies_seconds",
@@ -39,19 +39,20 @@ func newStates(fams *families, info bool) *states.States {
 	return states.New(&fams.agg.generations, lines)
 }
 
-// SetState replaces the series of the key, an agent or a workspace. A scrape that
-// begins later shows none of the removed series, and all of the new ones. Series
-// with the labels of an old one keep their line, which is cheap.
+// SetStates replaces the series of keys, agents or workspaces, one key after the other. A
+// scrape shows all of the new series and none of the removed ones if it begins later, and
+// the reverse if it began before. Series with the labels of an old one keep their line,
+// which is cheap. Other calls wait meanwhile: callers split what is more than some 100 keys.
 //
 // The series are of the families coderd_agents_*, and with Options.WorkspaceInfo of
 // agentstatsd_workspace_info. If one is not, the error names its
 // family, and the others are taken. A series with the labels of an earlier one in the
 // list is ignored. If several keys have a series with equal labels, the first key's
 // value is served until that key has it no more. The series do not expire and are not
-// grouped. They count as series, but none is refused: the caller bounds them. series
+// grouped. They count as series, but none is refused: the caller bounds them. states
 // is not kept.
-func (a *Aggregator) SetState(key agent.SeriesKey, series []agent.Series) error {
-	added, unserved := a.states.Set(key, series)
+func (a *Aggregator) SetStates(states []agent.KeySeries) error {
+	added, unserved := a.states.Set(states)
 	a.series.Add(int64(added))
 	if unserved != "" {
 		return fmt.Errorf("family %q is not one of %v", unserved, a.states.Families())

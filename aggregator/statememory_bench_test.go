@@ -30,8 +30,10 @@ func unreachableState(n int) (ofAgent, ofWorkspace []agent.Series) {
 
 func setUnreachable(a *Aggregator, n int) {
 	ofAgent, ofWorkspace := unreachableState(n)
-	_ = a.SetState(agent.SeriesKey{ID: benchID(n)}, ofAgent)
-	_ = a.SetState(agent.SeriesKey{Workspace: true, ID: benchID(n)}, ofWorkspace)
+	_ = a.SetStates([]agent.KeySeries{
+		{Key: agent.SeriesKey{ID: benchID(n)}, Series: ofAgent},
+		{Key: agent.SeriesKey{Workspace: true, ID: benchID(n)}, Series: ofWorkspace},
+	})
 }
 
 // BenchmarkStateMemory is what the states of an agent without a session take, with those of its

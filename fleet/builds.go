@@ -67,7 +67,7 @@ func finished(w *workspace) (finishedBuild, bool) {
 		observed, said := reg.Observed(), &agent.State{}
 		e.mu.Lock()
 		if e.past != nil {
-			said = e.stateLocked()
+			said = e.stateLocked(said)
 		}
 		s := observations.Startup(said, &observed)
 		e.mu.Unlock()

@@ -171,16 +171,18 @@ func (e *entry) pendingAcksLocked() pendingAcks {
 	return slices.Clone(e.active.state.pendingAcks)
 }
 
-// stateLocked returns the agent's newest state, which must not be changed.
-func (e *entry) stateLocked() *agent.State {
-	if e.active != nil {
+// stateLocked returns the agent's newest state, which must not be changed. While the agent is
+// not active it sets s, and returns that.
+func (e *entry) stateLocked(s *agent.State) *agent.State {
+	switch {
+	case e.active != nil:
 		return &e.active.state.newest
+	case e.past != nil:
+		*s = e.past.state.Value(e.id)
+	default:
+		*s = agent.State{Agent: e.id}
 	}
-	s := agent.State{Agent: e.id}
-	if e.past != nil {
-		s = e.past.state.Value(e.id)
-	}
-	return &s
+	return s
 }
 
 // forgetInstancesLocked forgets all instances, and acks that wait.

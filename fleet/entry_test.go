@@ -75,7 +75,7 @@ func TestActivityIsReleased(t *testing.T) {
 	for _, traffic := range p.Traffic() {
 		require.Equal(t, Traffic{Messages: 1, Bytes: 100}, traffic)
 	}
-	require.Equal(t, agent.LifecycleReady, e.stateLocked().Lifecycle.State)
+	require.Equal(t, agent.LifecycleReady, e.stateLocked(&agent.State{}).Lifecycle.State)
 
 	// An agent with debts keeps them.
 	s.Close(EndDisconnect)

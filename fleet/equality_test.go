@@ -170,12 +170,12 @@ func TestStateFamiliesAreServed(t *testing.T) {
 	var r agent.Registration
 	fill(t, reflect.ValueOf(&r).Elem())
 	s := agent.State{Network: agent.Network{NodeID: 1, Regions: []agent.Region{{Name: "frankfurt", Latency: time.Millisecond}}}}
-	all := append(families.Agent(&r, &s, agent.StatusConnected), families.Up(&r.Workspace, 1, true)...)
-	all = append(all, families.Info(&r.Workspace))
+	var b families.Buffer
+	all := append(b.Agent(&r, &s, agent.StatusConnected), b.Workspace(&r.Workspace, 1, true, true)...)
 	names := map[string]bool{}
 	for _, one := range all {
 		names[one.Family] = true
 	}
 	require.Len(t, names, 5)
-	require.NoError(t, series.SetState(agent.SeriesKey{ID: r.ID}, all))
+	require.NoError(t, series.SetStates([]agent.KeySeries{{Key: agent.SeriesKey{ID: r.ID}, Series: all}}))
 }

@@ -139,10 +139,10 @@ type Series interface {
 type RegisteredSeries interface {
 	Relabel(id agent.ID, ident agent.Identity)
 	Remove(id agent.ID)
-	// SetState replaces the series that the fleet computes for an agent or a
-	// workspace. It does not retain the slice. The error is of a family that is not
-	// served; the others are.
-	SetState(key agent.SeriesKey, series []agent.Series) error
+	// SetStates replaces the series that the fleet computes for agents and workspaces.
+	// It does not retain the slices. The error is of a family that is not served; the
+	// others are.
+	SetStates(states []agent.KeySeries) error
 }
 
 // Pending is the metadata that waits to be written. The methods touch memory only.

@@ -49,8 +49,10 @@ type seriesJournal struct {
 	states *stateSeries
 }
 
-func (s seriesJournal) SetState(key agent.SeriesKey, series []agent.Series) error {
-	s.states.set(key, series)
+func (s seriesJournal) SetStates(states []agent.KeySeries) error {
+	for _, k := range states {
+		s.states.set(k.Key, k.Series)
+	}
 	return nil
 }
 

@@ -204,7 +204,7 @@ func (f *Fleet) applyState(e *entry, s *agent.State, now time.Time) (started boo
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	f.noteStoredEpochLocked(e, s.MaxEpoch())
-	newest := e.stateLocked()
+	newest := e.stateLocked(&agent.State{})
 	if e.active != nil && s.LifecycleOrder.Compare(newest.LifecycleOrder) > 0 {
 		e.active.state.lifecycleFrom = agent.Instance{}
 	}

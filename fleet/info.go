@@ -142,7 +142,7 @@ func (f *Fleet) info(e *entry) Info {
 		Session:      past.newest,
 		Status:       e.presence.status.Value(),
 		LastSeen:     timeOf(past.lastSeen),
-		State:        observations.State(e.stateLocked(), &reg.Observed, e.presence.observed).Clone(),
+		State:        observations.State(e.stateLocked(&agent.State{}), &reg.Observed, e.presence.observed).Clone(),
 	}
 }
 

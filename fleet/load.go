@@ -158,17 +158,38 @@ func (f *Fleet) publishAll(r *registry) {
 	f.metrics.collection.Observe(time.Since(start).Seconds())
 }
 
-// publishPart publishes workspaces, those with equal labels, and their agents.
+// publishedAtOnce is for how many workspaces and agents the series are locked at the start.
+const publishedAtOnce = 64
+
+// publishPart publishes workspaces, those with equal labels, and their agents. No other
+// goroutine knows them.
 func (f *Fleet) publishPart(r *registry, workspaces []*workspace) {
+	p := publications.Get().(*publication)
+	defer publications.Put(p)
+	now := time.Now()
 	var equal []*workspace
 	for _, first := range workspaces {
 		equal = r.withLabels(equal[:0], first)
-		f.elect(equal, nil)
+		visible := visibleOf(equal)
+		visible.up.labels = visible.reg.Load()
 		for _, w := range equal {
-			f.publishPresence(w.agents)
+			for _, e := range w.agents {
+				e.presence = f.presenceLocked(e, now)
+				if at := e.presence.connection(); at.workspace != nil {
+					w.up.addLocked(at, 1)
+				}
+				if e.presence.published {
+					p.addAgentLocked(e)
+				}
+			}
+			p.addWorkspaceLocked(f, w)
 			f.queueFinishedBuildOf(w) // it may have finished while no replica could record it
+			if len(p.states) >= publishedAtOnce {
+				f.publish(p)
+			}
 		}
 	}
+	f.publish(p)
 }
 
 // dropForeignApps drops the health of apps that are not registered, or registered as
@@ -200,7 +221,7 @@ func (e *entry) dropForeignLocked() {
 		}
 		return
 	}
-	s := e.stateLocked()
+	s := e.stateLocked(&agent.State{})
 	e.dropForeignApps(s)
 	e.past.state = kept.StateOf(s)
 	if isDeclared {

@@ -143,12 +143,12 @@ func (*manyAgents) ObserveBuilds(context.Context, []agent.ID, time.Time) ([]agen
 // noSeries keeps nothing: what series take is measured where they are.
 type noSeries struct{}
 
-func (noSeries) Open(agent.ID, agent.Identity, agent.Session)   {}
-func (noSeries) Close(agent.ID, int64, bool)                    {}
-func (noSeries) Relabel(agent.ID, agent.Identity)               {}
-func (noSeries) Remove(agent.ID)                                {}
-func (noSeries) Followed(time.Time)                             {}
-func (noSeries) SetState(agent.SeriesKey, []agent.Series) error { return nil }
+func (noSeries) Open(agent.ID, agent.Identity, agent.Session) {}
+func (noSeries) Close(agent.ID, int64, bool)                  {}
+func (noSeries) Relabel(agent.ID, agent.Identity)             {}
+func (noSeries) Remove(agent.ID)                              {}
+func (noSeries) Followed(time.Time)                           {}
+func (noSeries) SetStates([]agent.KeySeries) error            { return nil }
 
 func (m *manyAgents) load(t require.TestingT) *Fleet {
 	opts := Options{MaxAgents: 1 << 20, MaxBytes: 1 << 40}

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -100,4 +101,32 @@ func TestLoadObservations(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, want, info.Status)
 	}
+}
+
+// What a service publishes when it starts is what it published before, with workspaces that
+// others hide and agents that coderd saw.
+func TestLoadPublishesAll(t *testing.T) {
+	j := &journal{}
+	s := newMemStore(j)
+	p := newPartsOn(t, Options{WorkspaceInfo: true}, s, j)
+	require.NoError(t, p.Load(t.Context()))
+	var set Set
+	for n := range 3 * publishedAtOnce {
+		set.Agents = append(set.Agents, with(registration(n+1, n/2+1, n%3), func(r *agent.Registration) {
+			r.Name = fmt.Sprint("agent ", n%2)
+			if r.Workspace.Name = fmt.Sprint("ws", n/2); n >= 2*publishedAtOnce {
+				r.Workspace.Name = fmt.Sprint("ws", n/8) // four have it
+			}
+			if n%5 == 0 {
+				r.Observed = agent.Observation{At: time.Now().Add(-time.Minute), Status: agent.StatusConnected}
+			}
+		}))
+	}
+	_, err := p.Register(t.Context(), set)
+	require.NoError(t, err)
+	again := newPartsOn(t, Options{WorkspaceInfo: true}, s, j)
+	require.NoError(t, again.Load(t.Context()))
+	before := p.states.all()
+	require.Greater(t, len(before), 2*publishedAtOnce)
+	require.Equal(t, before, again.states.all())
 }

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/fleet/internal/families"
 	"github.com/coder/agentstatsd/fleet/internal/kept"
 	"github.com/coder/agentstatsd/fleet/internal/observations"
 )
@@ -46,15 +45,19 @@ func (f *Fleet) addConnected(at connection, n int32) {
 	}
 	w.up.mu.Lock()
 	defer w.up.mu.Unlock()
+	w.up.addLocked(at, n)
+	f.publishUpLocked(w)
+}
+
+func (u *up) addLocked(at connection, n int32) {
 	switch {
 	case at.observed:
-		w.up.observed += n
+		u.observed += n
 	case at.remote:
-		w.up.remote += n
+		u.remote += n
 	default:
-		w.up.local += n
+		u.local += n
 	}
-	f.publishUpLocked(w)
 }
 
 // publishes returns whether this replica publishes the state of a workspace with these
@@ -84,27 +87,11 @@ func (f *Fleet) setLabels(w *workspace, labels *kept.Workspace) bool {
 	return true
 }
 
-// setState publishes the series of an agent or a workspace.
-func (f *Fleet) setState(key agent.SeriesKey, series []agent.Series) {
-	if f.series.SetState(key, series) != nil {
-		f.metrics.statesUnserved.Inc()
-	}
-}
-
 func (f *Fleet) publishUpLocked(w *workspace) {
-	connected := w.up.local
-	if f.publishes(w.up.labels, false, false) { // as it does agents without a session
-		connected += w.up.observed
-	}
-	var series []agent.Series
-	if f.publishes(w.up.labels, connected > 0, w.up.remote > 0) {
-		opts, labels := f.opts.Load(), w.up.labels.Value()
-		series = families.Up(&labels, int(connected), opts.UpTemplateVersion)
-		if opts.WorkspaceInfo {
-			series = append(series, families.Info(&labels))
-		}
-	}
-	f.setState(agent.SeriesKey{Workspace: true, ID: w.reg.Load().ID}, series)
+	p := publications.Get().(*publication)
+	defer publications.Put(p)
+	p.addWorkspaceLocked(f, w)
+	f.publish(p)
 }
 
 // publishPresenceLocked publishes the agent's series and its part in the count of its
@@ -121,12 +108,10 @@ func (f *Fleet) publishPresenceLocked(e *entry, now time.Time) {
 	}
 	statusChanged := e.presence.status != next.status
 	e.presence = next
-	if next.published {
-		reg := e.registrationLocked()
-		f.setState(agent.SeriesKey{ID: e.id}, families.Agent(reg, observations.State(e.stateLocked(), &reg.Observed, next.observed), next.status.Value()))
-	} else {
-		f.setState(agent.SeriesKey{ID: e.id}, nil)
-	}
+	p := publications.Get().(*publication)
+	defer publications.Put(p)
+	p.addAgentLocked(e)
+	f.publish(p)
 	if statusChanged {
 		f.watchers.Notify(e.id)
 	}
@@ -205,28 +190,31 @@ func (w *workspace) builtAt() time.Time {
 func (f *Fleet) electVisible(r *registry, labelKeys map[labelKey]struct{}) (changed []*workspace) {
 	var equal []*workspace
 	for key := range labelKeys {
-		if equal = r.withLabels(equal[:0], r.byLabels.Get(key)); len(equal) > 0 {
-			changed = f.elect(equal, changed)
+		if equal = r.withLabels(equal[:0], r.byLabels.Get(key)); len(equal) == 0 {
+			continue
+		}
+		visible := visibleOf(equal)
+		for _, w := range equal {
+			labels := (*kept.Workspace)(nil)
+			if w == visible {
+				labels = w.reg.Load()
+			}
+			if f.setLabels(w, labels) {
+				changed = append(changed, w)
+			}
 		}
 	}
 	return changed
 }
 
-// elect has, of some workspaces with equal labels, the one with the newest build visible, and
-// hides the others. It appends to changed those whose labels changed.
-func (f *Fleet) elect(equal, changed []*workspace) []*workspace {
-	newest := slices.MaxFunc(equal, func(a, b *workspace) int {
+// visibleOf returns, of some workspaces with equal labels, the one with the newest build.
+// The others are hidden.
+func visibleOf(equal []*workspace) *workspace {
+	if len(equal) == 1 {
+		return equal[0]
+	}
+	return slices.MaxFunc(equal, func(a, b *workspace) int {
 		x, y := a.reg.Load(), b.reg.Load()
 		return cmp.Or(a.builtAt().Compare(b.builtAt()), bytes.Compare(x.ID[:], y.ID[:]))
 	})
-	for _, w := range equal {
-		labels := (*kept.Workspace)(nil)
-		if w == newest {
-			labels = w.reg.Load()
-		}
-		if f.setLabels(w, labels) {
-			changed = append(changed, w)
-		}
-	}
-	return changed
 }

@@ -281,12 +281,12 @@ func benchFleet(b *testing.B) *Fleet {
 
 type quiet struct{}
 
-func (quiet) Open(agent.ID, agent.Identity, agent.Session)   {}
-func (quiet) Close(agent.ID, int64, bool)                    {}
-func (quiet) SetState(agent.SeriesKey, []agent.Series) error { return nil }
-func (quiet) Relabel(agent.ID, agent.Identity)               {}
-func (quiet) Remove(agent.ID)                                {}
-func (quiet) Followed(time.Time)                             {}
+func (quiet) Open(agent.ID, agent.Identity, agent.Session) {}
+func (quiet) Close(agent.ID, int64, bool)                  {}
+func (quiet) SetStates([]agent.KeySeries) error            { return nil }
+func (quiet) Relabel(agent.ID, agent.Identity)             {}
+func (quiet) Remove(agent.ID)                              {}
+func (quiet) Followed(time.Time)                           {}
 
 func BenchmarkConnect(b *testing.B) {
 	f := benchFleet(b)

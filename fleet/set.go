@@ -74,7 +74,7 @@ func keepKnown(r *registry, agents []agent.Registration) []agent.Registration {
 		}
 		if observed := known.Observed(); reg.Observed.At.After(observed.At) {
 			e.mu.Lock()
-			reg.Observed = observations.Keep(&observed, &reg.Observed, e.stateLocked(), e.liveLocked() != nil || e.presence.remote, timeOf(e.history().endedAt))
+			reg.Observed = observations.Keep(&observed, &reg.Observed, e.stateLocked(&agent.State{}), e.liveLocked() != nil || e.presence.remote, timeOf(e.history().endedAt))
 			e.mu.Unlock()
 		} else {
 			reg.Observed = observed // Keep would, too

@@ -110,7 +110,7 @@ type Result struct {
 	// family changes, it does not show series of the type before. They count until the next
 	// report of their agent.
 	Series int
-	// States are the series of SetState.
+	// States are the series of SetStates.
 	States int
 	// Groups are what a scrape shows in place of Series if aggregator.Options.GroupBy is set, with
 	// sums of counters that agents had.

@@ -6,6 +6,7 @@
 package states
 
 import (
+	"cmp"
 	"context"
 	"hash/maphash"
 	"maps"
@@ -98,7 +99,7 @@ func New(generations *arena.Generations, families map[string]*arena.Family) *Sta
 	t := &States{
 		generations: generations,
 		families:    families,
-		scratch:     sync.Pool{New: func() any { return &change{} }},
+		scratch:     sync.Pool{New: func() any { return new([]change) }},
 		agents:      make(map[agent.ID]place),
 		workspaces:  make(map[agent.ID]place),
 		further:     make(map[agent.SeriesKey][]place),
@@ -113,17 +114,25 @@ func New(generations *arena.Generations, families map[string]*arena.Family) *Sta
 	return t
 }
 
-// Set replaces the series of the key, as Aggregator.SetState does. It returns by how many lines
+// Set replaces the series of keys, as Aggregator.SetStates does. It returns by how many lines
 // there are more, and the first family that there is not; empty: there are all.
-func (t *States) Set(key agent.SeriesKey, series []agent.Series) (added int, unserved string) {
-	c := t.scratch.Get().(*change)
-	defer t.scratch.Put(c)
-	unserved = c.render(t.families, series)
+func (t *States) Set(states []agent.KeySeries) (added int, unserved string) {
+	scratch := t.scratch.Get().(*[]change)
+	defer t.scratch.Put(scratch)
+	if n := len(states); n > len(*scratch) {
+		*scratch = append(*scratch, make([]change, n-len(*scratch))...)
+	}
+	changes := (*scratch)[:len(states)]
+	for i := range changes {
+		unserved = cmp.Or(unserved, changes[i].render(t.families, states[i].Series))
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	before := t.lines
-	t.replaceLocked(key, c)
-	c.end()
+	for i := range changes {
+		t.replaceLocked(states[i].Key, &changes[i])
+		changes[i].end()
+	}
 	return t.lines - before, unserved
 }
 

@@ -108,54 +108,58 @@ func TestLines(t *testing.T) {
 		var scrapes []under
 		t.Repeat(map[string]func(*rapid.T){
 			"set": func(t *rapid.T) {
-				key := agent.SeriesKey{Workspace: rapid.Bool().Draw(t, "workspace"), ID: agent.ID{rapid.Byte().Draw(t, "key") % 3}}
-				var series []agent.Series
-				has := make(map[string]float64)
-				for range rapid.IntRange(0, 6).Draw(t, "series") {
-					s := agent.Series{Family: rapid.SampledFrom(names).Draw(t, "family"), Value: float64(rapid.IntRange(0, 9).Draw(t, "value"))}
-					var labels []string
-					for _, l := range []struct {
-						name   string
-						values []string
-					}{
-						{"a", []string{"", "1", "2\n"}},
-						{"username", []string{"", "ann", `b"b`}},
-						{"workspace_name", []string{"", "ws"}},
-					} {
-						value := rapid.SampledFrom(l.values).Draw(t, l.name)
-						s.Labels = append(s.Labels, agent.Label{Name: l.name, Value: value})
-						if value != "" {
-							labels = append(labels, string(metrics.AppendTextLabel(nil, l.name, value)))
+				var together []agent.KeySeries // the last series of a key count
+				for range rapid.IntRange(1, 3).Draw(t, "keys") {
+					key := agent.SeriesKey{Workspace: rapid.Bool().Draw(t, "workspace"), ID: agent.ID{rapid.Byte().Draw(t, "key") % 3}}
+					var series []agent.Series
+					has := make(map[string]float64)
+					for range rapid.IntRange(0, 6).Draw(t, "series") {
+						s := agent.Series{Family: rapid.SampledFrom(names).Draw(t, "family"), Value: float64(rapid.IntRange(0, 9).Draw(t, "value"))}
+						var labels []string
+						for _, l := range []struct {
+							name   string
+							values []string
+						}{
+							{"a", []string{"", "1", "2\n"}},
+							{"username", []string{"", "ann", `b"b`}},
+							{"workspace_name", []string{"", "ws"}},
+						} {
+							value := rapid.SampledFrom(l.values).Draw(t, l.name)
+							s.Labels = append(s.Labels, agent.Label{Name: l.name, Value: value})
+							if value != "" {
+								labels = append(labels, string(metrics.AppendTextLabel(nil, l.name, value)))
+							}
+						}
+						text := s.Family
+						if len(labels) > 0 {
+							text += "{" + strings.Join(labels, ",") + "}"
+						}
+						series = append(series, s)
+						if _, twice := has[text]; !twice {
+							has[text] = s.Value
 						}
 					}
-					text := s.Family
-					if len(labels) > 0 {
-						text += "{" + strings.Join(labels, ",") + "}"
+					together = append(together, agent.KeySeries{Key: key, Series: series})
+					for text, list := range want {
+						i := slices.IndexFunc(list, func(h had) bool { return h.key == key })
+						value, still := has[text]
+						switch {
+						case i >= 0 && still:
+							list[i].value = value
+						case i >= 0:
+							want[text] = slices.Delete(list, i, i+1)
+						}
 					}
-					series = append(series, s)
-					if _, twice := has[text]; !twice {
-						has[text] = s.Value
+					for text, value := range has {
+						if !slices.ContainsFunc(want[text], func(h had) bool { return h.key == key }) {
+							want[text] = append(want[text], had{key, value})
+						}
 					}
 				}
 				before := states.Len()
-				added, unserved := states.Set(key, series)
+				added, unserved := states.Set(together)
 				require.Empty(t, unserved)
 				require.Equal(t, before+added, states.Len())
-				for text, list := range want {
-					i := slices.IndexFunc(list, func(h had) bool { return h.key == key })
-					value, still := has[text]
-					switch {
-					case i >= 0 && still:
-						list[i].value = value
-					case i >= 0:
-						want[text] = slices.Delete(list, i, i+1)
-					}
-				}
-				for text, value := range has {
-					if !slices.ContainsFunc(want[text], func(h had) bool { return h.key == key }) {
-						want[text] = append(want[text], had{key, value})
-					}
-				}
 			},
 			"begin": func(t *rapid.T) {
 				if len(scrapes) < 3 {
@@ -227,10 +231,10 @@ func TestGroupsAreUsedAgain(t *testing.T) {
 	set := func(i, version int) {
 		key := agent.SeriesKey{ID: agent.ID{byte(i), byte(i >> 8)}}
 		if version == 0 {
-			states.Set(key, nil)
+			states.Set([]agent.KeySeries{{Key: key}})
 			return
 		}
-		states.Set(key, []agent.Series{{Family: "f", Labels: []agent.Label{{Name: "username", Value: fmt.Sprint(i, " ", version)}}}})
+		states.Set([]agent.KeySeries{{Key: key, Series: []agent.Series{{Family: "f", Labels: []agent.Label{{Name: "username", Value: fmt.Sprint(i, " ", version)}}}}}})
 	}
 	for i := range keys {
 		set(i, 1)
@@ -273,7 +277,7 @@ func TestGroupsThatWereFullAreUsedAgain(t *testing.T) {
 					for j := range series {
 						series[j].Labels[0].Value = fmt.Sprint(i)
 					}
-					states.Set(agent.SeriesKey{ID: agent.ID{byte(i), byte(i >> 8)}}, series)
+					states.Set([]agent.KeySeries{{Key: agent.SeriesKey{ID: agent.ID{byte(i), byte(i >> 8)}}, Series: series}})
 				}
 			}
 		}

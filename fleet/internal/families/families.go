@@ -37,75 +37,76 @@ func Status(created time.Time, timeout time.Duration, online, seen bool, now tim
 	}
 }
 
-// Up returns the series of a workspace, with the template's version if version
-// is true.
-func Up(w *agent.Workspace, connected int, version bool) []agent.Series {
-	labels := make([]agent.Label, 0, 4)
-	labels = append(labels, agent.Label{Name: "template_name", Value: w.Template.Name})
+// Buffer has the memory of series. The zero value is ready for use.
+type Buffer struct {
+	series []agent.Series
+	labels []agent.Label
+	counts []appCount
+}
+
+// Reset makes the memory of all series that were returned that of the next ones.
+func (b *Buffer) Reset() {
+	clear(b.series)
+	clear(b.labels)
+	b.series, b.labels = b.series[:0], b.labels[:0]
+}
+
+func (b *Buffer) add(family string, value float64, labels ...agent.Label) {
+	from := len(b.labels)
+	b.labels = append(b.labels, labels...)
+	b.series = append(b.series, agent.Series{Family: family, Labels: b.labels[from:len(b.labels):len(b.labels)], Value: value})
+}
+
+// since returns the series that were added behind the first n.
+func (b *Buffer) since(n int) []agent.Series { return b.series[n:len(b.series):len(b.series)] }
+
+// Workspace returns the series of a workspace: how many of its agents are connected, if version
+// is true with the template's version, and if info is true what it is made of, for joins with
+// families that have its owner and name. They are valid until Reset.
+func (b *Buffer) Workspace(w *agent.Workspace, connected int, version, info bool) []agent.Series {
+	from := len(b.series)
+	template := agent.Label{Name: "template_name", Value: w.Template.Name}
+	templateVersion := agent.Label{Name: "template_version", Value: cmp.Or(w.Template.Version, "unknown")} // also where coderd sent none
+	user := agent.Label{Name: "username", Value: w.OwnerUsername}
+	space := agent.Label{Name: "workspace_name", Value: w.Name}
 	if version {
-		labels = append(labels, templateVersion(w))
+		b.add(FamilyUp, float64(connected), template, templateVersion, user, space)
+	} else {
+		b.add(FamilyUp, float64(connected), template, user, space)
 	}
-	labels = append(labels, agent.Label{Name: "username", Value: w.OwnerUsername}, agent.Label{Name: "workspace_name", Value: w.Name})
-	return []agent.Series{{Family: FamilyUp, Labels: labels, Value: float64(connected)}}
-}
-
-// Info returns what a workspace is made of, for joins with families that have its owner and
-// name.
-func Info(w *agent.Workspace) agent.Series {
-	return agent.Series{
-		Family: FamilyInfo,
-		Labels: []agent.Label{
-			{Name: "organization_name", Value: w.Organization},
-			{Name: "template_name", Value: w.Template.Name},
-			templateVersion(w),
-			{Name: "username", Value: w.OwnerUsername},
-			{Name: "workspace_name", Value: w.Name},
-		},
-		Value: 1,
+	if info {
+		b.add(FamilyInfo, 1, agent.Label{Name: "organization_name", Value: w.Organization}, template, templateVersion, user, space)
 	}
+	return b.since(from)
 }
 
-// templateVersion is a label of the version, also where coderd sent none.
-func templateVersion(w *agent.Workspace) agent.Label {
-	return agent.Label{Name: "template_version", Value: cmp.Or(w.Template.Version, "unknown")}
-}
-
-// Agent returns the series of an agent: its connection, its apps and, while it
-// is connected, its latencies.
-func Agent(reg *agent.Registration, s *agent.State, st agent.Status) []agent.Series {
+// Agent returns the series of an agent: its connection, its apps and, while it is connected,
+// its latencies. They are valid until Reset.
+func (b *Buffer) Agent(reg *agent.Registration, s *agent.State, st agent.Status) []agent.Series {
+	from := len(b.series)
 	name := agent.Label{Name: "agent_name", Value: reg.Name}
 	user := agent.Label{Name: "username", Value: reg.Workspace.OwnerUsername}
 	space := agent.Label{Name: "workspace_name", Value: reg.Workspace.Name}
-	series := make([]agent.Series, 0, 1+len(reg.Apps)+len(s.Network.Regions))
-	series = append(series, agent.Series{
-		Family: familyConnections,
-		Labels: []agent.Label{
-			name,
-			{Name: "lifecycle_state", Value: string(s.CurrentLifecycle())},
-			{Name: "status", Value: string(st)},
-			{Name: "tailnet_node", Value: node(s.Network.NodeID, st)},
-			user, space,
-		},
-		Value: 1,
-	})
-	for _, c := range countApps(reg.Apps, s.AppHealth) {
-		series = append(series, agent.Series{
-			Family: familyApps,
-			Labels: []agent.Label{name, {Name: "app_name", Value: c.name}, {Name: "health", Value: string(c.health)}, user, space},
-			Value:  float64(c.count),
-		})
+	b.add(
+		familyConnections, 1,
+		name,
+		agent.Label{Name: "lifecycle_state", Value: string(s.CurrentLifecycle())},
+		agent.Label{Name: "status", Value: string(st)},
+		agent.Label{Name: "tailnet_node", Value: node(s.Network.NodeID, st)},
+		user, space,
+	)
+	b.counts = countApps(b.counts[:0], reg.Apps, s.AppHealth)
+	for _, c := range b.counts {
+		app, health := agent.Label{Name: "app_name", Value: c.name}, agent.Label{Name: "health", Value: string(c.health)}
+		b.add(familyApps, float64(c.count), name, app, health, user, space)
 	}
-	if st != agent.StatusConnected {
-		return series
+	if st == agent.StatusConnected {
+		for _, r := range latencies(&s.Network) {
+			region, preferred := agent.Label{Name: "derp_region", Value: r.name}, agent.Label{Name: "preferred", Value: strconv.FormatBool(r.preferred)}
+			b.add(familyLatencies, r.seconds, name, region, preferred, user, space)
+		}
 	}
-	for _, r := range latencies(&s.Network) {
-		series = append(series, agent.Series{
-			Family: familyLatencies,
-			Labels: []agent.Label{name, {Name: "derp_region", Value: r.name}, {Name: "preferred", Value: strconv.FormatBool(r.preferred)}, user, space},
-			Value:  r.seconds,
-		})
-	}
-	return series
+	return b.since(from)
 }
 
 // node returns the name of an agent's tailnet node as Coder has it. As there, it is
@@ -124,10 +125,9 @@ type appCount struct {
 	count  int
 }
 
-// countApps counts apps by name and health. The name is the display name, or else the
+// countApps appends the counts of apps by name and health. The name is the display name, or else the
 // slug. The health is the reported one, or else the registered one, or else disabled.
-func countApps(apps []agent.App, reported map[agent.ID]agent.AppHealth) []appCount {
-	counts := make([]appCount, 0, len(apps))
+func countApps(counts []appCount, apps []agent.App, reported map[agent.ID]agent.AppHealth) []appCount {
 	for i := range apps {
 		app := &apps[i]
 		name := cmp.Or(app.DisplayName, app.Slug)

@@ -15,11 +15,11 @@ func TestUpSeriesTemplateVersion(t *testing.T) {
 	w := agent.Workspace{Name: "ws", OwnerUsername: "ann", Template: agent.Template{Name: "go", Version: "v1"}}
 	label := func(name, value string) agent.Label { return agent.Label{Name: name, Value: value} }
 	plain := []agent.Label{label("template_name", "go"), label("username", "ann"), label("workspace_name", "ws")}
-	require.Equal(t, []agent.Series{{Family: FamilyUp, Labels: plain, Value: 2}}, Up(&w, 2, false))
+	require.Equal(t, []agent.Series{{Family: FamilyUp, Labels: plain, Value: 2}}, new(Buffer).Workspace(&w, 2, false, false))
 	for version, want := range map[string]string{"v1": "v1", "": "unknown"} {
 		w.Template.Version = version
 		labels := []agent.Label{plain[0], label("template_version", want), plain[1], plain[2]}
-		require.Equal(t, []agent.Series{{Family: FamilyUp, Labels: labels, Value: 2}}, Up(&w, 2, true))
+		require.Equal(t, []agent.Series{{Family: FamilyUp, Labels: labels, Value: 2}}, new(Buffer).Workspace(&w, 2, true, false))
 	}
 }
 
@@ -31,10 +31,10 @@ func TestInfo(t *testing.T) {
 		{Name: "organization_name", Value: "research"}, {Name: "template_name", Value: "go"}, {Name: "template_version", Value: "v1"},
 		{Name: "username", Value: "ann"}, {Name: "workspace_name", Value: "ws"},
 	}}
-	require.Equal(t, want, Info(&w))
+	require.Equal(t, want, new(Buffer).Workspace(&w, 0, false, true)[1])
 	w.Template.Version = ""
 	want.Labels[2].Value = "unknown"
-	require.Equal(t, want, Info(&w))
+	require.Equal(t, want, new(Buffer).Workspace(&w, 0, false, true)[1])
 }
 
 func TestApps(t *testing.T) {
@@ -43,9 +43,9 @@ func TestApps(t *testing.T) {
 		{ID: nid(2), Slug: "Code", Health: agent.AppHealthHealthy},
 		{ID: nid(3), Slug: "term"},
 	}
-	require.Equal(t, []appCount{{"Code", agent.AppHealthInitializing, 1}, {"Code", agent.AppHealthHealthy, 1}, {"term", agent.AppHealthDisabled, 1}}, countApps(apps, nil))
+	require.Equal(t, []appCount{{"Code", agent.AppHealthInitializing, 1}, {"Code", agent.AppHealthHealthy, 1}, {"term", agent.AppHealthDisabled, 1}}, countApps(nil, apps, nil))
 	require.Equal(t, []appCount{{"Code", agent.AppHealthHealthy, 2}, {"term", agent.AppHealthDisabled, 1}},
-		countApps(apps, map[agent.ID]agent.AppHealth{nid(1): agent.AppHealthHealthy}))
+		countApps(nil, apps, map[agent.ID]agent.AppHealth{nid(1): agent.AppHealthHealthy}))
 }
 
 func TestLatencies(t *testing.T) {
@@ -81,7 +81,7 @@ func TestTailnetNode(t *testing.T) {
 		{1, agent.StatusConnected, "nodeid:1"},
 		{0, agent.StatusConnected, "unknown"},
 	} {
-		series := Agent(reg, &agent.State{Network: agent.Network{NodeID: c.id}}, c.st)
+		series := new(Buffer).Agent(reg, &agent.State{Network: agent.Network{NodeID: c.id}}, c.st)
 		require.Contains(t, series[0].Labels, agent.Label{Name: "tailnet_node", Value: c.want}, "%v", c)
 	}
 }
