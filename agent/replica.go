@@ -29,6 +29,9 @@ const (
 	ReplicaStarting                     // it has not read the registrations
 	ReplicaServing                      // it takes its share of what is not connected
 	ReplicaLeaving                      // it stops, and leaves its share to the others
+	// ReplicaGone is what others say of a replica whose last heartbeat is a lease's duration
+	// ago. With its next one it has its own phase again.
+	ReplicaGone
 )
 
 // Replica is one process of this service, as the others know it.

@@ -54,6 +54,9 @@ type Store interface {
 	// if it is free or its heartbeats equal takeover. It returns all replicas and
 	// the lease as they are then.
 	RecordHeartbeat(ctx context.Context, me agent.Replica, takeover int64) ([]agent.Replica, agent.Lease, error)
+	// NoteGone gives replicas the phase ReplicaGone that have still the same number of
+	// heartbeats.
+	NoteGone(ctx context.Context, replicas []agent.Replica) error
 	// RemoveReplicas removes replicas, and frees the lease if one of them has it.
 	RemoveReplicas(ctx context.Context, ids []agent.ID) error
 	// Clock returns the time of the database.
@@ -124,10 +127,12 @@ type Replicas struct {
 	broken bool // the last heartbeat failed
 }
 
-// observation is a number of heartbeats and when it was first seen.
+// observation is a number of heartbeats and when it was first seen. gone: another replica
+// has seen it for a lease's duration.
 type observation struct {
 	heartbeats int64
 	at         time.Time
+	gone       bool
 }
 
 // New returns a replica that has recorded no heartbeat yet.
@@ -311,6 +316,7 @@ func (r *Replicas) recordHeartbeat(ctx context.Context) {
 		r.log.InfoContext(ctx, "the lease changed hands", "leads", leads)
 		r.metrics.changes.Inc()
 	}
+	r.noteGone(ctx, replicas)
 	// The row of one that others get messages of stays: they go on counting on it.
 	if gone = slices.DeleteFunc(gone, r.Live); leads && len(gone) > 0 {
 		removeCtx, cancel := context.WithTimeout(ctx, r.opts.LeaseDuration/heartbeatShare)
@@ -319,6 +325,24 @@ func (r *Replicas) recordHeartbeat(ctx context.Context) {
 			r.log.WarnContext(ctx, "rows of replicas that are gone are not removed, trying again", "error", err)
 		}
 	}
+}
+
+// noteGone says of the replicas that were read which of them are gone. Whoever starts later
+// would take a lease's duration to find out, and share with them meanwhile.
+func (r *Replicas) noteGone(ctx context.Context, replicas []agent.Replica) {
+	gone := slices.DeleteFunc(slices.Clone(replicas), func(other agent.Replica) bool {
+		return other.ID == r.self || other.Phase == agent.ReplicaGone || r.Live(other.ID)
+	})
+	if len(gone) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, r.opts.LeaseDuration/heartbeatShare)
+	defer cancel()
+	if err := r.store.NoteGone(ctx, gone); err != nil {
+		r.log.DebugContext(ctx, "it is not noted which replicas are gone, trying again", "error", err)
+		return
+	}
+	r.publish(ctx, kindChange)
 }
 
 // compareClocks notes by how much the clock differs from the database's. What an answer
@@ -390,26 +414,27 @@ func (r *Replicas) observeReplicas(now time.Time, replicas []agent.Replica, leas
 		}
 		o, known := before[other.ID]
 		if !known || o.heartbeats != other.Heartbeats || r.broken {
-			o = observation{other.Heartbeats, now}
+			o = observation{heartbeats: other.Heartbeats, at: now}
 		}
+		o.gone = other.Phase == agent.ReplicaGone
 		r.seen[other.ID] = o
 		if now.Sub(o.at) > forgetAfter*r.opts.LeaseDuration {
 			gone = append(gone, other.ID)
 		}
 	}
 	if r.lease.at.IsZero() || r.lease.heartbeats != lease.Heartbeats || r.broken {
-		r.lease = observation{lease.Heartbeats, now}
+		r.lease = observation{heartbeats: lease.Heartbeats, at: now}
 	}
 	r.broken = false
 	return gone
 }
 
 // liveReplicas returns the other replicas whose number of heartbeats changed within the
-// lease's duration.
+// lease's duration, as far as this one or another one has seen.
 func (r *Replicas) liveReplicas(now time.Time) map[agent.ID]struct{} {
 	live := make(map[agent.ID]struct{}, len(r.seen))
 	for id, o := range r.seen {
-		if now.Sub(o.at) < r.opts.LeaseDuration {
+		if !o.gone && now.Sub(o.at) < r.opts.LeaseDuration {
 			live[id] = struct{}{}
 		}
 	}

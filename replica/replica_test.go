@@ -138,6 +138,23 @@ func (a *access) SaveIntervalFactor(ctx context.Context, holder agent.ID, factor
 	return nil
 }
 
+func (a *access) NoteGone(ctx context.Context, replicas []agent.Replica) error {
+	if err := a.reach(ctx); err != nil {
+		if !errors.Is(err, ctx.Err()) {
+			a.database.mu.Unlock()
+		}
+		return err
+	}
+	defer a.database.mu.Unlock()
+	for _, r := range replicas {
+		if known, ok := a.replicas[r.ID]; ok && known.Heartbeats == r.Heartbeats {
+			known.Phase = agent.ReplicaGone
+			a.replicas[r.ID] = known
+		}
+	}
+	return nil
+}
+
 func (a *access) RemoveReplicas(ctx context.Context, ids []agent.ID) error {
 	if err := a.reach(ctx); err != nil {
 		if !errors.Is(err, ctx.Err()) {

@@ -101,7 +101,9 @@ func (r *Replicas) leaderLocked() []agent.ID {
 func (r *Replicas) notePhasesLocked(replicas []agent.Replica) {
 	r.listed = make(map[agent.ID]struct{}, len(replicas))
 	for _, other := range replicas {
-		r.phases[other.ID] = max(r.phases[other.ID], other.Phase)
+		if other.Phase != agent.ReplicaGone { // it may be back
+			r.phases[other.ID] = max(r.phases[other.ID], other.Phase)
+		}
 		if other.ID != r.self {
 			r.listed[other.ID] = struct{}{}
 		}

@@ -122,6 +122,62 @@ func TestSharingOfTheDead(t *testing.T) {
 	})
 }
 
+// Who starts after one was killed, and its lease has run out, knows at once that it is gone;
+// and that one is back that was only cut off.
+func TestSharingAfterTheDead(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		w := newWorld()
+		a, b := w.start(t), w.start(t)
+		a.Serve()
+		b.Serve()
+		wait(time.Minute)
+		a.access.setCut(true)
+		a.access.setDeaf(true)
+		for slices.Contains(b.Sharing(), a.Self()) {
+			wait(100 * time.Millisecond)
+		}
+		wait(lease / heartbeatShare) // it is noted
+		c := w.start(t)
+		synctest.Wait()
+		require.False(t, c.Live(a.Self()))
+		requireShared(t, idsOf(b), b, c)
+		c.Serve()
+		synctest.Wait()
+		requireShared(t, idsOf(b, c), b, c)
+		a.access.setCut(false)
+		a.access.setDeaf(false)
+		wait(2 * lease / heartbeatShare)
+		requireShared(t, idsOf(a, b, c), b, c)
+		d := w.start(t)
+		synctest.Wait()
+		requireShared(t, idsOf(a, b, c), b, c, d)
+	})
+}
+
+// Who starts before the lease of one that was killed has run out sees it end with the others.
+func TestSharingWithTheDead(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		w := newWorld()
+		a, b := w.start(t), w.start(t)
+		a.Serve()
+		b.Serve()
+		wait(time.Minute)
+		b.kill()
+		wait(lease / 2)
+		c := w.start(t)
+		c.Serve()
+		synctest.Wait()
+		requireShared(t, idsOf(a, b, c), a, c)
+		wait(time.Second)
+		a.wakeRun() // its heartbeats are at other times than c's
+		for slices.Contains(a.Sharing(), b.Self()) {
+			require.Equal(t, a.Sharing(), c.Sharing())
+			wait(100 * time.Millisecond)
+		}
+		requireShared(t, idsOf(a, c), a, c)
+	})
+}
+
 // A replica that is cut off from the database goes on for as long as its messages arrive,
 // also beyond the time after which rows of others are removed. It takes notice of those
 // that come.

@@ -104,6 +104,20 @@ func (s *Store) SaveIntervalFactor(ctx context.Context, holder agent.ID, factor 
 	}})
 }
 
+// NoteGone is as in store.Store.
+func (s *Store) NoteGone(ctx context.Context, replicas []agent.Replica) error {
+	replicas = slices.Clone(replicas)
+	return s.run(ctx, transaction{doing: "note gone replicas", apply: func(t *tables, _ int64) error {
+		for _, r := range replicas {
+			if known, ok := t.replicas[r.ID]; ok && known.Heartbeats == r.Heartbeats {
+				known.Phase = agent.ReplicaGone
+				t.replicas[r.ID] = known
+			}
+		}
+		return nil
+	}})
+}
+
 // RemoveReplicas is as in store.Store.
 func (s *Store) RemoveReplicas(ctx context.Context, ids []agent.ID) error {
 	if len(ids) == 0 {

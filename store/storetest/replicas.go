@@ -133,6 +133,11 @@ func testReplicas(t *testing.T, s Store) {
 	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Heartbeats: 2}}, heartbeat(1, "a"))
 	// One that was thought dead is back.
 	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Heartbeats: 2}, {ID: id(2), Name: "b", Heartbeats: 1}}, heartbeat(2, "b"))
+
+	require.NoError(t, s.NoteGone(t.Context(), nil))
+	require.NoError(t, s.NoteGone(t.Context(), []agent.Replica{{ID: id(1), Heartbeats: 2}, {ID: id(2), Heartbeats: 2}, {ID: id(9)}}))
+	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Heartbeats: 2, Phase: agent.ReplicaGone}, {ID: id(2), Name: "b", Heartbeats: 2}}, heartbeat(2, "b"), "that has another number")
+	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Heartbeats: 3}, {ID: id(2), Name: "b", Heartbeats: 2}}, heartbeat(1, "a"), "it is back")
 }
 
 // testStatuses: each replica reads what the others said last, and how long ago.

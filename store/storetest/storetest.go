@@ -40,6 +40,7 @@ type Store interface {
 
 	Clock(ctx context.Context) (time.Time, error)
 	RecordHeartbeat(ctx context.Context, me agent.Replica, takeover int64) ([]agent.Replica, agent.Lease, error)
+	NoteGone(ctx context.Context, replicas []agent.Replica) error
 	RemoveReplicas(ctx context.Context, ids []agent.ID) error
 	Lease(ctx context.Context) (agent.Lease, error)
 	SaveIntervalFactor(ctx context.Context, holder agent.ID, factor float64) error
@@ -347,6 +348,7 @@ func testContext(t *testing.T, s Store) {
 		"ObserveBuilds":   func() error { _, err := s.ObserveBuilds(ended, []agent.ID{id(1)}, time.Unix(1, 0)); return err },
 		"RecordHeartbeat": func() error { _, _, err := s.RecordHeartbeat(ended, agent.Replica{ID: id(1)}, -1); return err },
 		"Clock":           func() error { _, err := s.Clock(ended); return err },
+		"NoteGone":        func() error { return s.NoteGone(ended, []agent.Replica{{ID: id(1)}}) },
 		"RemoveReplicas":  func() error { return s.RemoveReplicas(ended, []agent.ID{id(1)}) },
 		"MetadataWithin":  func() error { _, _, err := s.MetadataWithin(ended, []agent.ID{id(1)}, 1); return err },
 		"MetadataKeys":    func() error { return s.MetadataKeys(ended, func(agent.ID, []string) error { return nil }) },

@@ -16,7 +16,7 @@ import (
 // Calls are what a store does in one call, in the words of its errors.
 var Calls = []string{
 	"acquire tasks", "add reports", "change registrations", "confirm subscriptions", "count sums of reports", "deliver reports",
-	"exchange status", "expire subscriptions", "fold pushes", "forget writers of reports", "look for sums of reports", "open subscription",
+	"exchange status", "expire subscriptions", "fold pushes", "forget writers of reports", "look for sums of reports", "note gone replicas", "open subscription",
 	"ping database", "read clock", "read deployment", "read lease", "read metadata", "read metadata keys", "read pushes",
 	"read registrations", "read removals", "read sessions", "read states", "read subscriptions", "read versions of pushes",
 	"record heartbeat", "record heartbeat of a report writer", "record observed builds", "release subscription",
