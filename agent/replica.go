@@ -19,8 +19,8 @@ var (
 	ErrStoreDown = errors.New("the database is down")
 )
 
-// ReplicaPhase is where a replica is in its life. It only rises: of two that are known of a
-// replica the higher one is newer.
+// ReplicaPhase is where a replica is in its life. It only rises, but for ReplicaGone: of two
+// that are known of a replica the higher one is newer.
 type ReplicaPhase int
 
 // The phases of a replica.
@@ -30,8 +30,9 @@ const (
 	ReplicaServing                      // it takes its share of what is not connected
 	ReplicaLeaving                      // it stops, and leaves its share to the others
 	// ReplicaGone is what others say of a replica whose last heartbeat is a lease's duration
-	// ago. With its next one it has its own phase again.
-	ReplicaGone
+	// ago, and of which they get no message. With its next heartbeat it has its own phase
+	// again. It is the lowest, so that who does not know of it keeps what was known before.
+	ReplicaGone ReplicaPhase = -1
 )
 
 // Replica is one process of this service, as the others know it.

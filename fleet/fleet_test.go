@@ -50,6 +50,7 @@ type seriesJournal struct {
 }
 
 func (s seriesJournal) SetStates(states []agent.KeySeries) error {
+	s.states.noteSize(len(states))
 	for _, k := range states {
 		s.states.set(k.Key, k.Series)
 	}

@@ -158,14 +158,10 @@ func (f *Fleet) publishAll(r *registry) {
 	f.metrics.collection.Observe(time.Since(start).Seconds())
 }
 
-// publishedAtOnce is for how many workspaces and agents the series are locked at the start.
-const publishedAtOnce = 64
-
 // publishPart publishes workspaces, those with equal labels, and their agents. No other
 // goroutine knows them.
 func (f *Fleet) publishPart(r *registry, workspaces []*workspace) {
 	p := publications.Get().(*publication)
-	defer publications.Put(p)
 	now := time.Now()
 	var equal []*workspace
 	for _, first := range workspaces {
@@ -180,16 +176,16 @@ func (f *Fleet) publishPart(r *registry, workspaces []*workspace) {
 				}
 				if e.presence.published {
 					p.addAgentLocked(e)
+					f.publishMany(p)
 				}
 			}
 			p.addWorkspaceLocked(f, w)
+			f.publishMany(p)
 			f.queueFinishedBuildOf(w) // it may have finished while no replica could record it
-			if len(p.states) >= publishedAtOnce {
-				f.publish(p)
-			}
 		}
 	}
 	f.publish(p)
+	publications.Put(p)
 }
 
 // dropForeignApps drops the health of apps that are not registered, or registered as

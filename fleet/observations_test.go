@@ -122,6 +122,9 @@ func TestLoadPublishesAll(t *testing.T) {
 			}
 		}))
 	}
+	for n := range 2 * publishedAtOnce { // of one workspace
+		set.Agents = append(set.Agents, with(registration(500+n, 500, 1), func(r *agent.Registration) { r.Name = fmt.Sprint("agent ", n) }))
+	}
 	_, err := p.Register(t.Context(), set)
 	require.NoError(t, err)
 	again := newPartsOn(t, Options{WorkspaceInfo: true}, s, j)
@@ -129,4 +132,43 @@ func TestLoadPublishesAll(t *testing.T) {
 	before := p.states.all()
 	require.Greater(t, len(before), 2*publishedAtOnce)
 	require.Equal(t, before, again.states.all())
+	require.Equal(t, publishedAtOnce, again.states.largest)
+}
+
+// A replica that starts counts who is connected where, as those that run.
+func TestLoadCountsConnections(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		c, r := startReplicas(t, 2)
+		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{
+			registration(1, 1, 1),
+			with(registration(2, 2, 1), func(reg *agent.Registration) {
+				reg.Observed = agent.Observation{At: time.Now(), Status: agent.StatusConnected}
+			}),
+		}})
+		require.NoError(t, err)
+		s := connectTo(t, r[0], 1, hello(1, 1))
+		reportOn(t, s, 1)
+		awaitReplicas()
+		r = append(r, startReplica(t, c, r[0].store, 2, Options{}))
+		awaitReplicas()
+		counts := func(p parts, workspace int) [3]int32 {
+			w := p.registry.workspaces.Get(nid(1000 + workspace))
+			w.up.mu.Lock()
+			defer w.up.mu.Unlock()
+			return [3]int32{w.up.local, w.up.remote, w.up.observed}
+		}
+		require.Equal(t, [3]int32{1, 0, 0}, counts(r[0], 1))
+		for _, p := range r[1:] {
+			require.Equal(t, [3]int32{0, 1, 0}, counts(p, 1))
+		}
+		for _, p := range r {
+			require.Equal(t, [3]int32{0, 0, 1}, counts(p, 2))
+		}
+		s.Close(EndDisconnect)
+		awaitReplicas()
+		for _, p := range r {
+			require.Zero(t, counts(p, 1))
+		}
+		require.Zero(t, connectedIn(t, "ws1", r...))
+	})
 }

@@ -89,9 +89,9 @@ func (f *Fleet) setLabels(w *workspace, labels *kept.Workspace) bool {
 
 func (f *Fleet) publishUpLocked(w *workspace) {
 	p := publications.Get().(*publication)
-	defer publications.Put(p)
 	p.addWorkspaceLocked(f, w)
 	f.publish(p)
+	publications.Put(p)
 }
 
 // publishPresenceLocked publishes the agent's series and its part in the count of its
@@ -109,9 +109,9 @@ func (f *Fleet) publishPresenceLocked(e *entry, now time.Time) {
 	statusChanged := e.presence.status != next.status
 	e.presence = next
 	p := publications.Get().(*publication)
-	defer publications.Put(p)
 	p.addAgentLocked(e)
 	f.publish(p)
+	publications.Put(p)
 	if statusChanged {
 		f.watchers.Notify(e.id)
 	}

@@ -17,6 +17,7 @@ type publication struct {
 	state  agent.State
 }
 
+// publications are empty: who panics does not put one back.
 var publications = sync.Pool{New: func() any { return &publication{} }}
 
 // addWorkspaceLocked adds the series of a workspace. The caller holds w.up.mu, or no other
@@ -49,6 +50,16 @@ func (p *publication) addAgentLocked(e *entry) {
 		series = p.buffer.Agent(reg, state, e.presence.status.Value())
 	}
 	p.states = append(p.states, agent.KeySeries{Key: agent.SeriesKey{ID: e.id}, Series: series})
+}
+
+// publishedAtOnce is the number of workspaces and agents whose series are set at once.
+const publishedAtOnce = 64
+
+// publishMany is publish once there are publishedAtOnce.
+func (f *Fleet) publishMany(p *publication) {
+	if len(p.states) >= publishedAtOnce {
+		f.publish(p)
+	}
 }
 
 // publish publishes what was added, and forgets it.

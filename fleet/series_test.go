@@ -22,12 +22,19 @@ import (
 
 // stateSeries are the series that a fleet set.
 type stateSeries struct {
-	mu    sync.Mutex
-	byKey map[agent.SeriesKey][]string
-	sets  int
+	mu      sync.Mutex
+	byKey   map[agent.SeriesKey][]string
+	sets    int
+	largest int // the most keys that were set at once
 }
 
 func newStateSeries() *stateSeries { return &stateSeries{byKey: make(map[agent.SeriesKey][]string)} }
+
+func (s *stateSeries) noteSize(keys int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.largest = max(s.largest, keys)
+}
 
 func (s *stateSeries) set(key agent.SeriesKey, series []agent.Series) {
 	s.mu.Lock()

@@ -12,6 +12,8 @@ import (
 //
 //	starting --Serve--> serving --Leave--> leaving
 //
+// The others say of one in any phase that it is gone, until its next heartbeat.
+//
 // What exactly one of all may serve, but any can, is shared by those that serve. A
 // replica comes to another phase when its own message is back: the others have it then.
 // Without the pubsub it does when the database has it.

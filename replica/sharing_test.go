@@ -195,6 +195,7 @@ func TestSharingWithoutDatabase(t *testing.T) {
 		synctest.Wait()
 		for range 2 * forgetAfter {
 			requireShared(t, idsOf(a, b, c), a, b, c)
+			require.Equal(t, agent.ReplicaServing, w.replicas[a.Self()].Phase)
 			wait(lease)
 		}
 		c.stop()

@@ -96,15 +96,16 @@ func (s *Store) SaveIntervalFactor(ctx context.Context, holder agent.ID, factor 
 }
 
 // NoteGone gives replicas the phase agent.ReplicaGone that have still the same number of
-// heartbeats. Their next heartbeat replaces it. Unknown ones are ignored.
+// heartbeats. Their next heartbeat replaces it. Left out are unknown ones, and rows that
+// another transaction has locked: heartbeats wait for this.
 func (s *Store) NoteGone(ctx context.Context, replicas []agent.Replica) error {
 	if len(replicas) == 0 {
 		return nil
 	}
 	return s.change(ctx, "note gone replicas", func(tx *sql.Tx) error {
 		for _, r := range replicas {
-			_, err := tx.ExecContext(ctx, `UPDATE replicas SET phase = $1 WHERE id = $2 AND beats = $3`,
-				agent.ReplicaGone, s.dialect.id(r.ID), r.Heartbeats)
+			_, err := tx.ExecContext(ctx, `UPDATE replicas SET phase = $1 WHERE id IN (
+    SELECT id FROM replicas WHERE id = $2 AND beats = $3`+s.dialect.forUpdateUnlocked+`)`, agent.ReplicaGone, s.dialect.id(r.ID), r.Heartbeats)
 			if err != nil {
 				return err
 			}

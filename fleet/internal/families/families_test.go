@@ -87,3 +87,16 @@ func TestTailnetNode(t *testing.T) {
 }
 
 func nid(n byte) agent.ID { return agent.ID{n} }
+
+// What was reset is used again.
+func TestBuffer(t *testing.T) {
+	reg := &agent.Registration{Name: "main", Apps: []agent.App{{ID: nid(1), Slug: "code"}}}
+	var b Buffer
+	for range 1000 {
+		require.Len(t, b.Agent(reg, &agent.State{}, agent.StatusConnecting), 2)
+		require.Len(t, b.Workspace(&reg.Workspace, 1, true, true), 2)
+		b.Reset()
+	}
+	require.LessOrEqual(t, cap(b.series), 8)
+	require.LessOrEqual(t, cap(b.labels), 64)
+}
