@@ -76,6 +76,12 @@ func (d *database) setDown(err error) {
 	d.down = err
 }
 
+func (d *database) phaseOf(id agent.ID) agent.ReplicaPhase {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.replicas[id].Phase
+}
+
 func (d *database) setAhead(ahead time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -195,7 +195,7 @@ func TestSharingWithoutDatabase(t *testing.T) {
 		synctest.Wait()
 		for range 2 * forgetAfter {
 			requireShared(t, idsOf(a, b, c), a, b, c)
-			require.Equal(t, agent.ReplicaServing, w.replicas[a.Self()].Phase)
+			require.Equal(t, agent.ReplicaServing, w.phaseOf(a.Self()))
 			wait(lease)
 		}
 		c.stop()
