@@ -41,9 +41,10 @@ type access struct {
 	*database
 	bus *bus
 
-	mu   sync.Mutex
-	cut  bool
-	deaf bool // and mute
+	mu    sync.Mutex
+	cut   bool
+	deaf  bool // and mute
+	stuck bool // NoteGone is
 }
 
 type bus struct {
@@ -64,6 +65,18 @@ func (a *access) isDeaf() bool {
 	return a.deaf
 }
 
+func (a *access) setStuck(stuck bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.stuck = stuck
+}
+
+func (a *access) isStuck() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.stuck
+}
+
 func (a *access) setCut(cut bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -76,10 +89,11 @@ func (d *database) setDown(err error) {
 	d.down = err
 }
 
-func (d *database) phaseOf(id agent.ID) agent.ReplicaPhase {
+// row returns that of a replica.
+func (d *database) row(id agent.ID) agent.Replica {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.replicas[id].Phase
+	return d.replicas[id]
 }
 
 func (d *database) setAhead(ahead time.Duration) {
@@ -88,8 +102,9 @@ func (d *database) setAhead(ahead time.Duration) {
 	d.ahead = ahead
 }
 
-// reach blocks while the access is cut, as a network that swallows all does.
-func (a *access) reach(ctx context.Context) error {
+// use calls f with the database. It blocks while the access is cut, as a network that swallows
+// all does.
+func (a *access) use(ctx context.Context, f func() error) error {
 	a.mu.Lock()
 	cut := a.cut
 	a.mu.Unlock()
@@ -98,84 +113,71 @@ func (a *access) reach(ctx context.Context) error {
 		return ctx.Err()
 	}
 	a.database.mu.Lock()
-	return a.down
+	defer a.database.mu.Unlock()
+	if a.down != nil {
+		return a.down
+	}
+	return f()
 }
 
-func (a *access) RecordHeartbeat(ctx context.Context, me agent.Replica, takeover int64) ([]agent.Replica, agent.Lease, error) {
-	if err := a.reach(ctx); err != nil {
-		if !errors.Is(err, ctx.Err()) {
-			a.database.mu.Unlock()
+func (a *access) RecordHeartbeat(ctx context.Context, me agent.Replica, takeover int64) (replicas []agent.Replica, lease agent.Lease, err error) {
+	err = a.use(ctx, func() error {
+		me.Heartbeats = a.replicas[me.ID].Heartbeats + 1
+		a.replicas[me.ID] = me
+		if l := &a.lease; l.Holder == me.ID || l.Holder == (agent.ID{}) || l.Heartbeats == takeover {
+			l.Holder = me.ID
+			l.Heartbeats++
 		}
-		return nil, agent.Lease{}, err
-	}
-	defer a.database.mu.Unlock()
-	me.Heartbeats = a.replicas[me.ID].Heartbeats + 1
-	a.replicas[me.ID] = me
-	if l := &a.lease; l.Holder == me.ID || l.Holder == (agent.ID{}) || l.Heartbeats == takeover {
-		l.Holder = me.ID
-		l.Heartbeats++
-	}
-	return slices.Collect(maps.Values(a.replicas)), a.lease, nil
+		replicas, lease = slices.Collect(maps.Values(a.replicas)), a.lease
+		return nil
+	})
+	return replicas, lease, err
 }
 
-func (a *access) Clock(ctx context.Context) (time.Time, error) {
-	if err := a.reach(ctx); err != nil {
-		if !errors.Is(err, ctx.Err()) {
-			a.database.mu.Unlock()
-		}
-		return time.Time{}, err
-	}
-	defer a.database.mu.Unlock()
-	return time.Now().Add(a.ahead), nil
+func (a *access) Clock(ctx context.Context) (now time.Time, err error) {
+	err = a.use(ctx, func() error {
+		now = time.Now().Add(a.ahead)
+		return nil
+	})
+	return now, err
 }
 
 func (a *access) SaveIntervalFactor(ctx context.Context, holder agent.ID, factor float64) error {
-	if err := a.reach(ctx); err != nil {
-		if !errors.Is(err, ctx.Err()) {
-			a.database.mu.Unlock()
+	return a.use(ctx, func() error {
+		if a.lease.Holder != holder {
+			return agent.ErrOutdated
 		}
-		return err
-	}
-	defer a.database.mu.Unlock()
-	if a.lease.Holder != holder {
-		return agent.ErrOutdated
-	}
-	a.lease.IntervalFactor = factor
-	return nil
+		a.lease.IntervalFactor = factor
+		return nil
+	})
 }
 
 func (a *access) NoteGone(ctx context.Context, replicas []agent.Replica) error {
-	if err := a.reach(ctx); err != nil {
-		if !errors.Is(err, ctx.Err()) {
-			a.database.mu.Unlock()
-		}
-		return err
+	if a.isStuck() {
+		<-ctx.Done()
+		return ctx.Err()
 	}
-	defer a.database.mu.Unlock()
-	for _, r := range replicas {
-		if known, ok := a.replicas[r.ID]; ok && known.Heartbeats == r.Heartbeats {
-			known.Phase = agent.ReplicaGone
-			a.replicas[r.ID] = known
+	return a.use(ctx, func() error {
+		for _, r := range replicas {
+			if known, ok := a.replicas[r.ID]; ok && known.Heartbeats == r.Heartbeats {
+				known.Phase = agent.ReplicaGone
+				a.replicas[r.ID] = known
+			}
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 func (a *access) RemoveReplicas(ctx context.Context, ids []agent.ID) error {
-	if err := a.reach(ctx); err != nil {
-		if !errors.Is(err, ctx.Err()) {
-			a.database.mu.Unlock()
+	return a.use(ctx, func() error {
+		for _, id := range ids {
+			delete(a.replicas, id)
+			if a.lease.Holder == id {
+				a.lease.Holder = agent.ID{}
+			}
 		}
-		return err
-	}
-	defer a.database.mu.Unlock()
-	for _, id := range ids {
-		delete(a.replicas, id)
-		if a.lease.Holder == id {
-			a.lease.Holder = agent.ID{}
-		}
-	}
-	return nil
+		return nil
+	})
 }
 
 func (a *access) Publish(_ context.Context, _ string, payload []byte) error {

@@ -178,6 +178,26 @@ func TestSharingWithTheDead(t *testing.T) {
 	})
 }
 
+// Where it takes long to note who is gone, heartbeats come as often as before.
+func TestHeartbeatsWhileNotingIsStuck(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		w := newWorld()
+		a, b := w.start(t), w.start(t)
+		a.access.setStuck(true)
+		wait(time.Minute)
+		b.kill()
+		wait(2 * lease)
+		before := w.row(a.Self()).Heartbeats
+		wait(2 * lease)
+		require.GreaterOrEqual(t, w.row(a.Self()).Heartbeats, before+2*heartbeatShare)
+		require.NotEqual(t, agent.ReplicaGone, w.row(b.Self()).Phase)
+		require.True(t, a.Member())
+		a.access.setStuck(false)
+		wait(lease)
+		require.Equal(t, agent.ReplicaGone, w.row(b.Self()).Phase)
+	})
+}
+
 // A replica that is cut off from the database goes on for as long as its messages arrive,
 // also beyond the time after which rows of others are removed. It takes notice of those
 // that come.
@@ -195,7 +215,7 @@ func TestSharingWithoutDatabase(t *testing.T) {
 		synctest.Wait()
 		for range 2 * forgetAfter {
 			requireShared(t, idsOf(a, b, c), a, b, c)
-			require.Equal(t, agent.ReplicaServing, w.phaseOf(a.Self()))
+			require.Equal(t, agent.ReplicaServing, w.row(a.Self()).Phase)
 			wait(lease)
 		}
 		c.stop()

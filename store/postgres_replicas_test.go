@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -396,6 +397,36 @@ func TestPostgresLeaseOnce(t *testing.T) {
 		for _, r := range known[1:] {
 			require.EqualValues(t, rounds, r.Heartbeats)
 		}
+	})
+}
+
+// Who notes that a replica is gone does not wait for a transaction that has its row: the
+// replica itself may be stuck in one.
+func TestPostgresNoteGoneWaitsForNobody(t *testing.T) {
+	withReplicas(t, func(t *testing.T, stores []*Store) {
+		read := func() []agent.Replica {
+			known, _, err := stores[0].RecordHeartbeat(t.Context(), agent.Replica{ID: id(3)}, -1)
+			require.NoError(t, err)
+			return known
+		}
+		for n := byte(1); n <= 2; n++ {
+			_, _, err := stores[0].RecordHeartbeat(t.Context(), agent.Replica{ID: id(n)}, -1)
+			require.NoError(t, err)
+		}
+		known := read()
+		tx, err := stores[1].writer.BeginTx(t.Context(), nil)
+		require.NoError(t, err)
+		defer func() { _ = tx.Rollback() }()
+		_, err = tx.ExecContext(t.Context(), `UPDATE replicas SET name = 'stuck' WHERE id = $1`, stores[1].dialect.id(id(1)))
+		require.NoError(t, err)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		require.NoError(t, stores[0].NoteGone(ctx, known[:2]))
+		known = read()
+		require.Equal(t, []agent.ReplicaPhase{agent.ReplicaUnknown, agent.ReplicaGone}, []agent.ReplicaPhase{known[0].Phase, known[1].Phase})
+		require.NoError(t, tx.Rollback())
+		require.NoError(t, stores[0].NoteGone(ctx, known[:1]))
+		require.Equal(t, agent.ReplicaGone, read()[0].Phase)
 	})
 }
 
