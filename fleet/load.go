@@ -169,23 +169,29 @@ func (f *Fleet) publishPart(r *registry, workspaces []*workspace) {
 		visible := visibleOf(equal)
 		visible.up.labels = visible.reg.Load()
 		for _, w := range equal {
-			for _, e := range w.agents {
-				e.presence = f.presenceLocked(e, now)
-				if at := e.presence.connection(); at.workspace != nil {
-					w.up.addLocked(at, 1)
-				}
-				if e.presence.published {
-					p.addAgentLocked(e)
-					f.publishMany(p)
-				}
-			}
-			p.addWorkspaceLocked(f, w)
-			f.publishMany(p)
+			f.publishLoaded(p, w, now)
 			f.queueFinishedBuildOf(w) // it may have finished while no replica could record it
 		}
 	}
 	f.publish(p)
 	publications.Put(p)
+}
+
+// publishLoaded adds a workspace that no other goroutine knows to the publication, with its
+// agents, and publishes that while there is much in it.
+func (f *Fleet) publishLoaded(p *publication, w *workspace, now time.Time) {
+	for _, e := range w.agents {
+		e.presence = f.presenceLocked(e, now)
+		if at := e.presence.connection(); at.workspace != nil {
+			w.up.addLocked(at, 1)
+		}
+		if e.presence.published {
+			p.addAgentLocked(e)
+			f.publishMany(p)
+		}
+	}
+	p.addWorkspaceLocked(f, w)
+	f.publishMany(p)
 }
 
 // dropForeignApps drops the health of apps that are not registered, or registered as
